@@ -1,0 +1,262 @@
+"""An exported classifier on disk: one folder, one `manifest.json`, every file listed with its SHA-256.
+
+A bundle is written once and never edited. Files that the manifest does not list are ignored: nothing here
+opens them. Names are `NAME` or `engines/NAME`; links of either kind are refused. A reader hashes the very
+bytes it then deserialises (`content`), so nothing can change in between.
+
+Schema policy: a new optional field leaves `SCHEMA` alone, and readers ignore fields they do not know. A
+changed or removed field raises it. A reader takes every schema up to its own and refuses newer ones.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from noisyssl.errors import BundleError, ConfigError
+from noisyssl.images import FITS
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+ONNX = "model.onnx"
+WEIGHTS = "model.safetensors"
+NAME = re.compile(r"(engines/)?[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """What the graph takes: (B, size, size, 3) RGB bytes."""
+
+    size: int
+    """Height and width in pixels."""
+    layout: str = "NHWC"
+    dtype: str = "uint8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """How an image of any shape becomes the input: `images.evaluation_view(image, size, fit)`."""
+
+    size: int
+    fit: str
+    """crop, squash or pad."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """What `classifier.build_classifier` needs to load `model.safetensors`."""
+
+    backbone: str
+    stem: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """All that a server needs to feed the model correctly and to refuse the wrong one."""
+
+    schema: int = SCHEMA
+    classes: tuple[str, ...]
+    """Class name of each logit, in order."""
+    input: Input
+    geometry: Geometry
+    architecture: Architecture
+    checkpoint: dict[str, Any]
+    """Which weights of the run these are: `which` (best or last), `epoch`, digest of the stage."""
+    training: dict[str, Any]
+    """Method, objective, noise asked and realised, digest of the data."""
+    figures: dict[str, Any]
+    """Test figures with intervals of exactly these weights."""
+    parity: dict[str, Any]
+    """What `parity.check` measured."""
+    tools: dict[str, str]
+    """Version of each package that took part."""
+    files: dict[str, str]
+    """SHA-256 of every other file, by name."""
+    created: str
+    """UTC, ISO 8601."""
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, last of all files, and wait until it is on the disk."""
+    save(folder / MANIFEST, (json.dumps(finite(asdict(manifest)), indent=2, allow_nan=False) + "\n").encode())
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of `folder`, after every listed file has been hashed; nothing is deserialised before.
+
+    Raises:
+        ConfigError: there is no such folder.
+        BundleError: no manifest or one that is not understood, or a file is missing, a link or altered.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; pass a bundle written by `noisyssl export`.")
+    manifest = parse(folder)
+    for name, expected in manifest.files.items():
+        with _opened(folder, name) as file:
+            _same(folder / name, hashlib.file_digest(file, "sha256").hexdigest(), expected)
+    return manifest
+
+
+def content(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of one file of the bundle, verified: deserialise these, not the path.
+
+    Raises:
+        BundleError: the manifest does not list `name`, or the file differs from it.
+    """
+    if name not in manifest.files:
+        raise BundleError(
+            f"{folder} holds no {name}; it holds {', '.join(sorted(manifest.files))}. Export it again."
+        )
+    with _opened(folder, name) as file:
+        data = file.read()
+    _same(folder / name, hashlib.sha256(data).hexdigest(), manifest.files[name])
+    return data
+
+
+def parse(folder: Path) -> Manifest:
+    """The manifest of `folder` itself, types and names checked, files not.
+
+    Raises:
+        BundleError: it is missing, no JSON, of a newer schema, or a field is missing or wrong.
+    """
+    path = folder / MANIFEST
+    try:
+        with _opened(folder, MANIFEST) as file:
+            data = file.read(MANIFEST_BYTES + 1)
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder} has no {MANIFEST}; pass a folder written by `noisyssl export`."
+        ) from None
+    if len(data) > MANIFEST_BYTES:
+        raise BundleError(f"{path} is over {MANIFEST_BYTES >> 20} MiB; copy the bundle again.")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is no JSON ({error}); copy the bundle again.") from None
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if type(schema) is int and schema > SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}; this noisyssl reads 1-{SCHEMA}. Run `pip install -U noisyssl`."
+        )
+    manifest = _build(Manifest, values, str(path))
+    size, kind = manifest.input.size, (manifest.input.layout, manifest.input.dtype)
+    faults = {
+        f"schema is {manifest.schema}; it must be 1-{SCHEMA}": not 1 <= manifest.schema <= SCHEMA,
+        f"classes is {_short(manifest.classes)}; it must be 2 or more different names": (
+            len(manifest.classes) < 2 or len(set(manifest.classes)) < len(manifest.classes)
+        ),
+        f"input is {size} {kind}; it must be 8-4096 pixels, NHWC uint8": (
+            not 8 <= size <= 4096 or kind != ("NHWC", "uint8")
+        ),
+        f"geometry is {manifest.geometry}; it must have the input's size and fit {', '.join(FITS)}": (
+            manifest.geometry.size != size or manifest.geometry.fit not in FITS
+        ),
+        f"files lacks {ONNX}; every bundle has it": ONNX not in manifest.files,
+    }
+    for name, digest in manifest.files.items():
+        faults[f"files lists {_short(name)}; only NAME and engines/NAME are allowed"] = not NAME.fullmatch(
+            name
+        )
+        faults[f"files has {_short(digest)} for {name}; it must be a SHA-256"] = not DIGEST.fullmatch(digest)
+    for fault, found in faults.items():
+        if found:
+            raise BundleError(f"{path}: {fault}. Do not serve it; export it again.")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """The digest of one file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write a new file and wait until it is on the disk.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def finite(value: Any) -> Any:
+    """`value` with every float that JSON has no word for (an undefined figure) as None."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _opened(folder: Path, name: str) -> BufferedReader:
+    """A file of the bundle, opened for reading: a plain file, neither link nor hard link."""
+    path = folder / name
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    remedy = "a bundle holds plain files only. Copy it again with `cp -rL`."
+    if path.parent != folder and path.parent.is_symlink():
+        raise BundleError(f"{path.parent} is a link; {remedy}")
+    try:
+        if path.is_symlink():
+            raise BundleError(f"{path} is a link; {remedy}")
+        file = open(os.open(path, flags), "rb")
+    except FileNotFoundError:
+        if name == MANIFEST:
+            raise
+        raise BundleError(f"{folder} lacks {name}, which its manifest lists; copy it again.") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}; copy the bundle again.") from None
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        file.close()
+        what = "a hard link" if stat.S_ISREG(status.st_mode) else "no plain file"
+        raise BundleError(f"{path} is {what}; {remedy}")
+    return file
+
+
+def _same(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(
+            f"{path} has SHA-256 {found[:12]}..., its manifest says {expected[:12]}...; it was altered. "
+            "Do not serve it; copy the bundle again."
+        )
+
+
+def _build(kind: Any, value: object, where: str) -> Any:
+    """`value` from JSON as `kind`, fields checked by their annotations; unknown fields are ignored."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise BundleError(f"{where} is {_short(value)}; it must be an object. Export the bundle again.")
+        known = {}
+        for item in fields(kind):
+            if item.name in value:
+                known[item.name] = _build(item.type, value[item.name], f"{where}: {item.name}")
+            elif item.default is MISSING:
+                raise BundleError(f"{where} lacks {item.name!r}; every bundle has it. Export it again.")
+        return kind(**known)
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    expected = {int: "a whole number", str: "text", dict: "an object", tuple: "a list"}[origin]
+    if type(value) is not (list if origin is tuple else origin):
+        raise BundleError(f"{where} is {_short(value)}; it must be {expected}. Export the bundle again.")
+    if isinstance(value, list):
+        return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, dict) and inner[1] is not Any:
+        return {key: _build(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

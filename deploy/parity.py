@@ -1,0 +1,117 @@
+"""The gate: what was trained is what is served, measured on real images before a bundle exists."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noisyssl.errors import DataError, ExportError, MachineError
+
+if TYPE_CHECKING:
+    from noisyssl.classifier import Classifier
+
+BATCHES = (1, 2, 3, 17)
+"""Batch sizes at which the dynamic batch is proved."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """What the ONNX file computes against what the classifier computes, both in float32 on the CPU."""
+
+    n: int
+    """Images compared."""
+    tolerance: float
+    max_logit_difference: float
+    top1_changes: int
+    """Images whose top-1 class differs."""
+    top1_changes_beyond_margin: int
+    """Of these, images on which the classifier prefers its class by more than `tolerance`."""
+    batches: dict[str, float]
+    """Largest difference of logits by batch size, on the first images."""
+
+
+def check(
+    classifier: "Classifier", onnx_path: Path, images: Iterable[np.ndarray], tolerance: float = 1e-4
+) -> Parity:
+    """The measured parity of `onnx_path` with `classifier` on `images`, batches of (B, S, S, 3) uint8.
+
+    Raises:
+        ExportError: a logit differs by more than `tolerance`, a top-1 class differs although the classifier
+            prefers it by more than that, a value is not finite, or the probabilities are not the softmax.
+        DataError: there is no image.
+        MachineError: ONNX Runtime is not installed.
+    """
+    import torch
+
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MachineError(
+            "package 'onnxruntime' is missing; export proves its file with it. "
+            "Run `pip install 'noisyssl[onnx]'`."
+        ) from None
+    network = copy.deepcopy(classifier).cpu().float().eval()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+
+    def reference(batch: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.tensor(batch).permute(0, 3, 1, 2)).numpy()
+
+    n = changes = beyond = 0
+    worst = spread = 0.0
+    first: list[np.ndarray] = []
+    for batch in images:
+        expected = reference(batch)
+        found, probabilities = session.run(["logits", "probabilities"], {"image": batch})
+        _finite(expected, "the classifier")
+        _finite(found, str(onnx_path.name))
+        worst = max(worst, float(np.abs(found - expected).max()))
+        spread = max(spread, float(np.abs(probabilities - _softmax(found)).max()))
+        rows, old, new = np.arange(len(batch)), expected.argmax(1), found.argmax(1)
+        margin = expected[rows, old] - expected[rows, new]
+        n, changes, beyond = (
+            n + len(batch),
+            changes + int((old != new).sum()),
+            beyond + int((margin > tolerance).sum()),
+        )
+        first.extend(batch[: max(BATCHES) - len(first)])
+    if not n:
+        raise DataError("the export gate got 0 images; it compares test images. Give the data a test split.")
+    pile = np.stack([first[i % len(first)] for i in range(max(BATCHES))])
+    expected = reference(pile)
+    batches = {}
+    for size in BATCHES:
+        found = session.run(["logits"], {"image": pile[:size]})[0]
+        _finite(found, str(onnx_path.name))
+        batches[str(size)] = float(np.abs(found - expected[:size]).max())
+    parity = Parity(
+        n=n, tolerance=tolerance, max_logit_difference=worst, top1_changes=changes,
+        top1_changes_beyond_margin=beyond, batches=batches,
+    )  # fmt: skip
+    largest = max(worst, *batches.values())
+    if largest > tolerance or beyond or spread > 1e-5:
+        raise ExportError(
+            f"{onnx_path.name} differs from the checkpoint by {largest:.3g} in a logit and {spread:.1g} in a "
+            f"probability, with {changes} of {n} top-1 classes changed ({beyond} beyond their margin); "
+            f"at most {tolerance:g} is allowed. No bundle was written; install the versions of "
+            "constraints.txt and export again."
+        )
+    return parity
+
+
+def _finite(logits: np.ndarray, who: str) -> None:
+    if bad := int((~np.isfinite(logits).all(axis=1)).sum()):
+        raise ExportError(
+            f"{who} gives logits that are not finite for {bad} of {len(logits)} images; no bundle was "
+            "written. Export another checkpoint or train again with a lower train.lr."
+        )
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

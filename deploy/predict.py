@@ -1,0 +1,156 @@
+"""Image files to labels, as a stream: any number of files in bounded memory, in the order given."""
+
+import csv
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from noisyssl.deploy.bundle import Geometry
+from noisyssl.deploy.runtime import Runtime
+from noisyssl.errors import ConfigError, DataError
+from noisyssl.images import SUFFIXES, BadImage, decode, evaluation_view
+
+Item = tuple[str, Path | None]
+"""A path as shown to the user, and the file; None: it must not be opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What became of one file: probabilities, or the reason why there are none."""
+
+    path: str
+    probabilities: np.ndarray | None = None
+    """(K,) float32 in the order of the manifest's classes."""
+    error: str | None = None
+
+
+def sources(inputs: Sequence[Path]) -> Iterator[Item]:
+    """Every image that `inputs` name: files as they are, folders walked by name, CSVs by their `path`.
+
+    A CSV's paths are relative to it and must stay in its folder. Inputs are looked at before the first
+    item comes out; memory holds the names of one folder at a time.
+
+    Raises:
+        ConfigError: an input does not exist.
+        DataError: a folder holds no image, or a CSV has no rows or no column `path`.
+    """
+    for path in inputs:
+        if not path.exists():
+            raise ConfigError(
+                f"{path} does not exist; give image files, folders or a CSV with a column 'path'."
+            )
+    parts = []
+    for path in inputs:
+        part: Iterator[Item] = iter([(str(path), path)])
+        if path.is_dir() or path.suffix.lower() == ".csv":
+            found = _folder(path) if path.is_dir() else _table(path)
+            if (first := next(found, None)) is None:
+                what = "holds no image" if path.is_dir() else "has no rows"
+                raise DataError(f"{path} {what}; supported endings are {', '.join(sorted(SUFFIXES))}.")
+            part = chain([first], found)
+        parts.append(part)
+    return chain.from_iterable(parts)
+
+
+def predict(
+    runtime: Runtime, items: Iterable[Item], *, batch: int = 32, threads: int | None = None
+) -> Iterator[Row]:
+    """One row per item, in order. Files are decoded by `threads` threads, at most 2 batches ahead.
+
+    A file that cannot be decoded gives a row with its reason; the others are served.
+    """
+    workers = threads or min(8, os.cpu_count() or 1)
+    geometry = runtime.manifest.geometry
+    with ThreadPoolExecutor(workers) as pool, closing(_decoded(pool, items, geometry, 2 * batch)) as images:
+        while group := list(islice(images, batch)):
+            good = [image for _, image in group if isinstance(image, np.ndarray)]
+            rows = iter(_softmax(runtime.logits(np.stack(good))) if good else ())
+            for path, image in group:
+                if isinstance(image, np.ndarray):
+                    yield Row(path=path, probabilities=next(rows))
+                else:
+                    yield Row(path=path, error=image)
+
+
+def _decoded(
+    pool: ThreadPoolExecutor, items: Iterable[Item], geometry: Geometry, ahead: int
+) -> Generator[tuple[str, np.ndarray | str], None, None]:
+    """(path, image in the evaluation geometry or the reason), in order, with `ahead` in work at most."""
+    pending: deque[tuple[str, Future[np.ndarray | str]]] = deque()
+    try:
+        for path, file in items:
+            pending.append((path, pool.submit(_view, file, geometry)))
+            if len(pending) >= ahead:
+                done, future = pending.popleft()
+                yield done, future.result()
+        while pending:
+            done, future = pending.popleft()
+            yield done, future.result()
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+def _view(file: Path | None, geometry: Geometry) -> np.ndarray | str:
+    if file is None:
+        return "leads out of the folder of its CSV"
+    try:
+        return evaluation_view(decode(file), geometry.size, geometry.fit)
+    except BadImage as error:
+        return str(error).removeprefix(f"{file}: ")
+
+
+def _folder(folder: Path) -> Iterator[Item]:
+    """Images below `folder`, by name; hidden ones and linked folders are passed over."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if not entry.name.startswith(".")
+            )
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from None
+    for name, is_folder in names:
+        path = folder / name
+        if is_folder:
+            yield from _folder(path)
+        elif path.suffix.lower() in SUFFIXES:
+            yield str(path), path
+
+
+def _table(path: Path) -> Iterator[Item]:
+    root = os.path.realpath(path.parent)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or []
+            if "path" not in columns:
+                hint = " Separate columns by commas." if any(";" in name for name in columns) else ""
+                raise DataError(
+                    f"{path} has columns {', '.join(columns) or 'none'}; it must have 'path'. Add it.{hint}"
+                )
+            for row in reader:
+                name = row["path"] or ""
+                yield name, path.parent / name if _inside(root, name) else None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no UTF-8 CSV ({error}); save it as one.") from None
+
+
+def _inside(root: str, name: str) -> bool:
+    """Whether `name`, links followed, is a file below `root`."""
+    if not name or "\0" in name:
+        return False
+    return Path(os.path.realpath(os.path.join(root, name))).is_relative_to(root)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

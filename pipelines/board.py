@@ -1,0 +1,37 @@
+"""A run's log entries as TensorBoard events."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from noisyssl.errors import MachineError
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A callable that takes log entries and writes every number of them.
+
+    Raises:
+        MachineError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise MachineError(
+            f"tensorboard = true needs the package {error.name!r}; run `pip install 'noisyssl[report]'`."
+        ) from None
+
+    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def write(entry: dict[str, Any], prefix: str = "") -> None:
+        for name, value in entry.items():
+            if isinstance(value, dict):
+                write(value | {"step": entry["step"]}, f"{name}/")
+            elif isinstance(value, int | float) and name != "step" and "step" in entry:
+                writer.add_scalar(prefix + name, value, entry["step"])  # type: ignore[no-untyped-call]
+
+    try:
+        yield write
+    finally:
+        writer.close()  # type: ignore[no-untyped-call]

@@ -1,0 +1,243 @@
+"""Decode every file of a source once and remember what came out, so that opening it again is cheap."""
+
+import hashlib
+import io
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from noisyssl.errors import MachineError
+from noisyssl.images import BadImage, decode, header, read
+from noisyssl.machine import cores
+from noisyssl.pipelines.tables import write_whole
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all), often."""
+
+STAMP = f"1 pillow {PIL.__version__}"
+"""Version of the cache; another decoder may decode to other pixels."""
+SAMPLED = 64
+"""Files whose bytes are compared at every opening."""
+SAVE_EVERY_S = 60.0
+"""A killed scan loses at most this much work."""
+UNSEEN = -2
+"""Size of a file that was not looked at yet; -1 is a file without a size (missing)."""
+
+
+@dataclass(kw_only=True)
+class Scan:
+    """What decoding found, one entry per file of the source."""
+
+    paths: list[str]
+    sizes: np.ndarray
+    """(N,) int64 bytes of each file."""
+    mtime_ns: np.ndarray
+    """(N,) int64."""
+    digests: np.ndarray
+    """(N, 32) uint8: SHA-256 of the file (of the pixels in array sources)."""
+    pixels: np.ndarray
+    """(N, 32) uint8: SHA-256 of shape and pixels; zeros where bad."""
+    widths: np.ndarray
+    """(N,) int32 pixels."""
+    heights: np.ndarray
+    """(N,) int32 pixels."""
+    native: np.ndarray
+    """(N,) bool: DALI decodes the same pixels."""
+    reasons: list[str]
+    """Why a file is bad; "" for good ones."""
+
+    @classmethod
+    def blank(cls, paths: list[str]) -> "Scan":
+        """Nothing looked at yet."""
+        n = len(paths)
+        return cls(
+            paths=paths,
+            sizes=np.full(n, UNSEEN, np.int64),
+            mtime_ns=np.full(n, UNSEEN, np.int64),
+            digests=np.zeros((n, 32), np.uint8),
+            pixels=np.zeros((n, 32), np.uint8),
+            widths=np.zeros(n, np.int32),
+            heights=np.zeros(n, np.int32),
+            native=np.zeros(n, bool),
+            reasons=[""] * n,
+        )
+
+    def to_bytes(self) -> bytes:
+        """The cache file: an .npz without pickle; texts are joined by NUL, which no path holds."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        packed = {name: _blob(value) if isinstance(value, list) else value for name, value in columns.items()}
+        file = io.BytesIO()
+        np.savez(file, stamp=_blob([STAMP]), **packed)  # type: ignore[arg-type] # numpy's stub
+        return file.getvalue()
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Scan | None":
+        """What `to_bytes` wrote; None if it is missing, damaged or of another version."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if _texts(file["stamp"], 1) != [STAMP]:
+                    return None
+                count = len(file["sizes"])
+                columns = {field.name: file[field.name] for field in fields(cls)}
+            for name in ("paths", "reasons"):
+                columns[name] = _texts(columns[name], count)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return cls(**columns) if {len(value) for value in columns.values()} <= {count} else None
+
+    def reordered(self, paths: list[str]) -> "Scan":
+        """The rows of these paths, in this order; blank where a path is new."""
+        if paths == self.paths:
+            return self
+        place = {path: i for i, path in enumerate(self.paths)}
+        old = np.fromiter((place.get(path, -1) for path in paths), np.int64, len(paths))
+        new, known = Scan.blank(paths), np.flatnonzero(old >= 0)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                getattr(new, field.name)[known] = value[old[known]]
+        new.reasons = [self.reasons[i] if i >= 0 else "" for i in old.tolist()]
+        return new
+
+
+def _blob(texts: Sequence[str]) -> np.ndarray:
+    return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _texts(blob: np.ndarray, count: int) -> list[str]:
+    return blob.tobytes().decode("utf-8", "surrogateescape").split("\0") if count else []
+
+
+def cache_folder(source: Path) -> Path:
+    """Where the scan of this source is remembered: the data folder itself may be read-only."""
+    absolute = os.path.abspath(source)
+    name = re.sub(r"[^\w.-]+", "_", os.path.basename(absolute))[:40]
+    key = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]
+    if own := os.environ.get("NOISYSSL_CACHE"):
+        base = Path(own)
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisyssl"
+    return base / "scans" / f"{name}-{key}"
+
+
+def scan_files(
+    root: Path,
+    paths: list[str],
+    source: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    notes: list[str] | None = None,
+) -> Scan:
+    """What decoding each file found; only files that are new, changed or were bad are opened.
+
+    Size and time of every file and the bytes of 64 random ones are compared with the cache; if any of
+    the 64 differs, all are decoded again.
+    """
+    cache = cache_folder(source) / "scan.npz"
+    scan = (Scan.from_file(cache) or Scan.blank(paths)).reordered(paths)
+    names = [f"{root}/{path}" for path in paths]
+    with ThreadPool(threads or cores()) as pool:
+        sizes, times = _statuses(names, pool)
+        bad = np.fromiter(map(len, scan.reasons), np.int64, len(names)) > 0
+        fresh = (scan.sizes == sizes) & (scan.mtime_ns == times) & ~bad
+        known = np.flatnonzero(fresh)
+        sampled = np.random.default_rng().permutation(known)[:SAMPLED].tolist()
+        now = pool.map(_file_digest, [names[row] for row in sampled])
+        if any(scan.digests[row].tobytes() != digest for row, digest in zip(sampled, now, strict=True)):
+            fresh[:] = False
+        todo = np.flatnonzero(~fresh).tolist()
+        stale = scan.paths != paths or bool(todo)
+        saved = time.monotonic()
+        results = pool.imap(_examine, (names[row] for row in todo), chunksize=8)
+        for done, (row, found) in enumerate(zip(todo, results, strict=True), start=1):
+            digest, pixels, width, height, native, reason = found
+            scan.digests[row] = np.frombuffer(digest, np.uint8)
+            scan.pixels[row] = np.frombuffer(pixels, np.uint8)
+            scan.widths[row], scan.heights[row], scan.native[row] = width, height, native
+            scan.reasons[row] = reason
+            scan.sizes[row], scan.mtime_ns[row] = sizes[row], times[row]
+            if progress:
+                progress(done, len(todo))
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                _remember(cache, scan, notes)
+                saved = time.monotonic()
+    if stale:
+        _remember(cache, scan, notes)
+    return scan
+
+
+def _remember(cache: Path, scan: Scan, notes: list[str] | None) -> None:
+    """Write the cache; a machine where that is impossible scans every time, and is told so."""
+    try:
+        write_whole(cache, scan.to_bytes())
+    except MachineError as error:
+        note = f"The scan is not remembered ({error}); set NOISYSSL_CACHE to a writable folder."
+        if notes is not None and note not in notes:
+            notes.append(note)
+
+
+def _statuses(names: list[str], pool: ThreadPool) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) sizes and times of files; -1 where there is no file. Threads hide a network disk's latency."""
+    blocks = [names[i : i + 4096] for i in range(0, len(names), 4096)]
+    pairs = np.array([pair for block in pool.imap(_status_block, blocks) for pair in block], np.int64)
+    pairs = pairs.reshape(len(names), 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
+
+
+def _status_block(names: list[str]) -> list[tuple[int, int]]:
+    found = []
+    for name in names:
+        try:
+            status = os.stat(name)
+            found.append((status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError):
+            found.append((-1, -1))
+    return found
+
+
+def _file_digest(name: str) -> bytes:
+    with suppress(BadImage):
+        return hashlib.sha256(read(name)).digest()
+    return bytes(32)
+
+
+def _examine(name: str) -> tuple[bytes, bytes, int, int, bool, str]:
+    """Digest of the file, digest of its pixels, width, height, native, and the reason if it is bad."""
+    try:
+        data = read(name)
+    except BadImage as error:
+        return bytes(32), bytes(32), 0, 0, False, str(error).removeprefix(f"{name}: ")
+    digest = hashlib.sha256(data).digest()
+    try:
+        image = decode(data)
+        native = header(data).native
+    except BadImage as error:
+        return digest, bytes(32), 0, 0, False, str(error)
+    return digest, pixel_digest(image), image.shape[1], image.shape[0], native, ""
+
+
+def pixel_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of shape and pixels: 2 x 8 and 4 x 4 images of the same bytes differ."""
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
+
+
+def scan_array(array: np.ndarray, paths: list[str], digests: list[str] | None) -> Scan:
+    """The same table for images that are decoded already; `digests` (hex, of the pixels) where known."""
+    scan = Scan.blank(paths)
+    known = (bytes.fromhex(text) for text in digests) if digests else map(pixel_digest, array)
+    scan.digests[:] = np.frombuffer(b"".join(known), np.uint8).reshape(len(paths), 32)
+    scan.pixels = scan.digests
+    scan.heights[:], scan.widths[:] = array.shape[1:3]
+    return scan

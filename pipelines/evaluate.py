@@ -1,0 +1,61 @@
+"""Evaluation views of samples and a model's logits on them, for figures, model choice and gates."""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from noisyssl.images import evaluation_view
+from noisyssl.pipelines.samples import Samples
+
+
+@contextmanager
+def evaluation_images(
+    samples: Samples, indices: np.ndarray, size: int, fit: str, threads: int, folder: Path | None = None
+) -> Iterator[np.ndarray]:
+    """(M, size, size, 3) uint8: the evaluation view of each index in order, decoded once.
+
+    Made by `noisyssl.images`, as `predict` makes them, so that figures and served answers agree
+    exactly; DALI's view may differ by grey levels. Kept in a nameless file: the memory stays the
+    operating system's to reclaim, and nothing is left behind by a kill.
+
+    Raises:
+        BadImage: a file broke after the scan.
+    """
+    shape = (len(indices), size, size, 3)
+    with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(threads) as pool:
+        if len(indices) == 0:
+            yield np.zeros(shape, dtype=np.uint8)
+            return
+        file.truncate(int(np.prod(shape)))
+        images = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+
+        def fill(row: int) -> None:
+            images[row] = evaluation_view(samples.image(int(indices[row])), size, fit)
+
+        for start in range(0, len(indices), 1024):  # bounded queue of futures
+            list(pool.map(fill, range(start, min(start + 1024, len(indices)))))
+        yield images
+
+
+@torch.no_grad()
+def logits_of(module: nn.Module, images: np.ndarray, device: torch.device, batch: int = 256) -> np.ndarray:
+    """(M, K) float32 of (M, S, S, 3) uint8 images, in evaluation mode and full float32 (no TF32)."""
+    was_training = module.training
+    module.eval()
+    out = []
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        for start in range(0, len(images), batch):
+            chunk = torch.from_numpy(np.array(images[start : start + batch])).to(device, non_blocking=True)
+            out.append(module(chunk.permute(0, 3, 1, 2)).float().cpu())
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+        module.train(was_training)
+    return torch.cat(out).numpy()

@@ -1,0 +1,168 @@
+"""What is wrong with a data set as a whole: bad files, identical images, groups in two splits, classes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from noisyssl.errors import DataError, near_miss
+from noisyssl.pipelines.samples import SPLITS, Samples
+from noisyssl.pipelines.splits import identical
+
+SHOWN = 20
+"""Bad files named in an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identical:
+    """Sets of two or more identical images."""
+
+    sets: tuple[tuple[str, ...], ...]
+    """Paths; each set in the order of the samples."""
+    across: int
+    """Sets that lie in more than one split."""
+    contradicting: int
+    """Sets with more than one given label."""
+    first_across: tuple[str, str] | None
+    """Two paths of one set in two splits, as "path (split)"."""
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What `data check` says of a source."""
+
+    source: str
+    images: int
+    """Good images."""
+    counts: dict[str, dict[str, int]]
+    """Images by split, then class; one class "" without labels."""
+    bad: tuple[tuple[str, str], ...]
+    """(path, reason) of every file that is no image."""
+    same_bytes: Identical
+    """Byte-identical files."""
+    same_pixels: Identical
+    """Images with identical pixels, byte-identical files among them."""
+    crossing_groups: tuple[tuple[str, tuple[str, ...]], ...]
+    """(group, splits) of each group in more than one split."""
+    faults: tuple[str, ...]
+    """Why no classifier can be trained on it."""
+    notes: tuple[str, ...]
+    """What opening the data decided by itself."""
+    folder: str = ""
+    """Where `samples.csv` and `quarantine.csv` are."""
+
+    @property
+    def leak(self) -> bool:
+        """Whether training could see a test or validation image."""
+        return bool(self.same_pixels.across or self.crossing_groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"leak": self.leak}
+
+    def raise_for(self, *, quarantine: bool = False, allow_leaks: bool = False) -> None:
+        """Raises DataError for the first of: bad files, faults, a leak; each unless it is accepted."""
+        if self.bad and not self.images:
+            path, reason = self.bad[0]
+            raise DataError(f"{self.source}: all {len(self.bad):,} images are bad, first: {path}: {reason}.")
+        if self.bad and not quarantine:
+            shown = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:SHOWN])
+            more = f"; and {len(self.bad) - SHOWN:,} more" if len(self.bad) > SHOWN else ""
+            raise DataError(
+                f"{self.source}: {len(self.bad):,} of {len(self.bad) + self.images:,} files are no good "
+                f"images: {shown}{more}. Repair or remove them, or leave them out with --quarantine."
+            )
+        if self.faults:
+            raise DataError(f"{self.source}: {self.faults[0]}")
+        if self.leak and not allow_leaks:
+            parts = []
+            if self.same_pixels.first_across:
+                one, two = self.same_pixels.first_across
+                parts.append(f"{_sets(self.same_pixels.across)} across splits, first: {one} = {two}")
+            if self.crossing_groups:
+                group, splits = self.crossing_groups[0]
+                count = f"{len(self.crossing_groups):,} group{'s' * (len(self.crossing_groups) > 1)}"
+                parts.append(f"{count} in more than one split, first: {group} in {' and '.join(splits)}")
+            raise DataError(
+                f"{self.source}: training data leaks into the test: {'; '.join(parts)}. "
+                "Remove them or assign whole groups to splits, or accept it with --allow-leaks."
+            )
+
+
+def _sets(count: int) -> str:
+    return f"{count:,} set{'s' * (count != 1)} of identical images"
+
+
+def report_on(source: Path, samples: Samples, pixels: np.ndarray, faults: Sequence[str]) -> Report:
+    """Everything that is found in the samples of a source and their (N, 32) uint8 pixel digests."""
+    names = samples.classes or ("",)
+    counts = {}
+    for split in SPLITS:
+        found = np.bincount(samples.labels[samples.where(split)] % len(names), minlength=len(names))
+        if found.any():
+            counts[split] = dict(zip(names, found.tolist(), strict=True))
+    files = np.frombuffer(bytes.fromhex("".join(samples.digests)), np.uint8).reshape(len(samples), 32)
+    return Report(
+        source=str(source),
+        images=len(samples),
+        counts=counts,
+        bad=samples.quarantined,
+        same_bytes=_identical(samples, files),
+        same_pixels=_identical(samples, pixels),
+        crossing_groups=_crossing(samples),
+        faults=tuple(faults),
+        notes=samples.notes,
+    )
+
+
+def _identical(samples: Samples, digests: np.ndarray) -> Identical:
+    sets, across, contradicting = identical(digests), 0, 0
+    first = None
+    for rows in sets:
+        splits, contradicting = samples.splits[rows], contradicting + (len(set(samples.labels[rows])) > 1)
+        if (splits != splits[0]).any():
+            across += 1
+            other = int(rows[np.flatnonzero(splits != splits[0])[0]])
+            one, two = (f"{samples.paths[i]} ({samples.splits[i]})" for i in (int(rows[0]), other))
+            first = first or (one, two)
+    return Identical(
+        sets=tuple(tuple(samples.paths[row] for row in rows.tolist()) for rows in sets),
+        across=across,
+        contradicting=contradicting,
+        first_across=first,
+    )
+
+
+def _crossing(samples: Samples) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if len(set(samples.groups)) == len(samples):
+        return ()
+    seen: dict[str, set[str]] = {}
+    for group, split in set(zip(samples.groups, samples.splits.tolist(), strict=True)):
+        seen.setdefault(group, set()).add(split)
+    crossing = {group: splits for group, splits in seen.items() if len(splits) > 1}
+    return tuple((group, tuple(s for s in SPLITS if s in crossing[group])) for group in sorted(crossing))
+
+
+def class_faults(samples: Samples) -> list[str]:
+    """Why a classifier cannot be trained on these samples; nothing for samples without labels."""
+    if not samples.classes or not len(samples):
+        return []
+    found = {split: set(samples.labels[samples.where(split)].tolist()) for split in SPLITS}
+    names = [samples.classes[label] for label in sorted(set().union(*found.values()))]
+    if len(names) < 2:
+        return [f"one class only ({names[0]!r}); two are needed. Read it without labels to pretrain on it."]
+    if not found["train"]:
+        return ["no training images: every image is in val or test."]
+    training = [samples.classes[label] for label in sorted(found["train"])]
+    faults = []
+    for split in ("val", "test"):
+        for label in sorted(found[split] - found["train"]):
+            name = samples.classes[label]
+            rows = int((samples.labels[samples.where(split)] == label).sum())
+            faults.append(
+                f"class {name!r} ({rows:,} images) is in {split} but not in train, which has "
+                f"{', '.join(training)}.{near_miss(name, training)}"
+            )
+    return faults

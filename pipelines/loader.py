@@ -1,0 +1,280 @@
+"""One way to get batches, whoever computes the views: DALI, or torch where DALI is not there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisyssl.batch import Batch
+from noisyssl.errors import ConfigError, DataError, MachineError
+from noisyssl.images import BadImage
+from noisyssl.pipelines import batched
+from noisyssl.pipelines.dali import DaliStream
+from noisyssl.pipelines.draws import Slot, draw, keys, order
+from noisyssl.pipelines.samples import Samples
+from noisyssl.views import View
+
+Kind = Literal["auto", "dali", "batched"]
+
+
+class Loader(Protocol):
+    """Endless epochs of batches: one epoch per `iter()`, or what `start` left of it."""
+
+    name: str
+    """Who computes the views: dali-cpu, dali-gpu or batched."""
+    labels: Tensor | None
+    """(N,) int64 over all samples, looked up when a batch is handed out; replace it to relabel."""
+    dropped: dict[int, str]
+    """Index and reason of each file found broken since the scan, with quarantine."""
+    position: tuple[int, int]
+    """(epoch, batch) for `start` to go on after the last batch that was handed out."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The remaining batches of the current epoch; the next call gives the following epoch."""
+        ...
+
+    def start(self, epoch: int, position: int, dropped: Mapping[int, str] = ...) -> None:
+        """Go to a batch of an epoch; what follows is the same, bit for bit, as after running up to it."""
+        ...
+
+    def close(self) -> None:
+        """Stop threads and free buffers; a later `iter()` opens them again."""
+        ...
+
+
+def open_loader(
+    samples: Samples,
+    indices: np.ndarray,
+    views: Sequence[View],
+    *,
+    batch: int,
+    seed: int,
+    device: torch.device,
+    kind: Kind = "auto",
+    shuffle: bool = True,
+    drop_last: bool = False,
+    threads: int = 2,
+    quarantine: bool = False,
+    labels: Tensor | None = None,
+) -> Loader:
+    """A loader of `views` of the samples with these `indices`.
+
+    Args:
+        samples: the data set.
+        indices: (M,) int64; each comes exactly once per epoch, unless the last partial batch is dropped.
+        views: what each batch holds of its samples.
+        batch: samples per batch.
+        seed: of order and augmentation.
+        device: where batches arrive; DALI computes there too.
+        kind: `auto` is DALI where it is installed.
+        shuffle: a new order every epoch; otherwise ascending indices.
+        drop_last: leave out the last batch of an epoch where it is smaller than `batch`.
+        threads: that decode and augment on the CPU.
+        quarantine: a file that broke since the scan is dropped instead of ending the run.
+        labels: (N,) int64 over all samples.
+
+    Raises:
+        ConfigError: there is not a single batch.
+        MachineError: DALI is asked for and missing.
+    """
+    if len(indices) < (batch if drop_last else 1):
+        raise ConfigError(
+            f"batch is {batch} with {len(indices)} samples; an epoch needs at least one full batch. "
+            "Lower the batch size or add images."
+        )
+    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+    if kind == "dali" and not installed:
+        raise MachineError(
+            "loader is 'dali'; the package nvidia-dali is not installed. "
+            "Run `pip install noisyssl[train]` on Linux, or choose loader = 'batched'."
+        )
+    use_dali = kind == "dali" or (kind == "auto" and installed)
+    schedule = Schedule(indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last)
+    return _Loader(
+        samples, views, schedule, use_dali=use_dali, device=device, threads=threads,
+        quarantine=quarantine, labels=labels,
+    )  # fmt: skip
+
+
+class Schedule:
+    """Which samples batch `position` of an epoch holds: a pure function of seed, indices and batch size."""
+
+    def __init__(self, indices: np.ndarray, *, batch: int, seed: int, shuffle: bool, drop_last: bool) -> None:
+        self.indices, self.batch, self.seed, self.shuffle = np.sort(indices), batch, seed, shuffle
+        self.count = len(indices) // batch if drop_last else -(-len(indices) // batch)
+        self._order: tuple[int, np.ndarray] = (-1, self.indices)
+
+    def index(self, epoch: int, position: int) -> np.ndarray:
+        """(B,) int64 samples of one batch, before any is dropped."""
+        if self.shuffle and self._order[0] != epoch:
+            self._order = epoch, order(self.seed, epoch, self.indices)
+        return self._order[1][position * self.batch : (position + 1) * self.batch]
+
+    def slots(self, epoch: int, position: int, dropped: Mapping[int, str]) -> Iterator[Slot]:
+        """Every batch from here on, for ever, without the dropped samples and without empty batches.
+
+        Nothing moves up into the place of a dropped sample: all other batches stay as they are.
+        """
+        gone = np.fromiter(dropped, np.int64, len(dropped))
+        while not np.isin(self.indices, gone).all():
+            for place in range(position, self.count):
+                index = self.index(epoch, place)
+                index = index[~np.isin(index, gone)]
+                if len(index):
+                    yield Slot((epoch, place), index)
+            epoch, position = epoch + 1, 0
+        raise DataError(f"all {len(self.indices)} samples were dropped; restore the files.")
+
+
+class BatchedStream:
+    """What `DaliStream` is, by torch operations; decodes one batch ahead."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        views: Sequence[View],
+        slots: Iterator[Slot],
+        *,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        self.flying: list[Slot] = []
+        self._samples, self._views, self._slots, self._seed, self._device = (
+            samples,
+            views,
+            slots,
+            seed,
+            device,
+        )
+        self._pool = ThreadPoolExecutor(threads)
+        self._decoding: list[Future[np.ndarray]] = []
+        self._decode_ahead()
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        slot, decoded = self.flying[0], [future.result() for future in self._decoding]
+        self._decode_ahead()
+        images: Tensor | list[Tensor]
+        if len({image.shape for image in decoded}) == 1:
+            images = torch.from_numpy(np.stack(decoded)).to(self._device)
+        else:
+            images = [torch.from_numpy(image).to(self._device) for image in decoded]
+        heights, widths = self._samples.heights[slot.index], self._samples.widths[slot.index]
+        views = tuple(
+            batched.apply(
+                images,
+                view,
+                draw(view, self._seed, slot.place[0], slot.index, number, heights, widths),
+            )
+            for number, view in enumerate(self._views)
+        )
+        self.flying.pop(0)
+        return views
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _decode_ahead(self) -> None:
+        self.flying.append(next(self._slots))
+        self._decoding = [self._pool.submit(self._samples.image, int(i)) for i in self.flying[-1].index]
+
+
+class _Loader:
+    def __init__(
+        self,
+        samples: Samples,
+        views: Sequence[View],
+        schedule: Schedule,
+        *,
+        use_dali: bool,
+        device: torch.device,
+        threads: int,
+        quarantine: bool,
+        labels: Tensor | None,
+    ) -> None:
+        self.name = f"dali-{'gpu' if device.type == 'cuda' else 'cpu'}" if use_dali else "batched"
+        self.labels = labels
+        self.dropped: dict[int, str] = {}
+        self.position = (0, 0)
+        self._samples, self._views, self._schedule, self._use_dali = samples, views, schedule, use_dali
+        self._device, self._threads, self._quarantine = device, threads, quarantine
+        self._stream: DaliStream | BatchedStream | None = None
+
+    def __len__(self) -> int:
+        return self._schedule.count
+
+    def start(self, epoch: int, position: int, dropped: Mapping[int, str] = {}) -> None:
+        self.close()
+        self.position, self.dropped = (epoch, position), dict(dropped)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.position[0]
+        while self._opened().flying[0].place[0] == epoch:
+            fetched = self._fetch()
+            if fetched is not None:
+                yield self._batch(*fetched)
+
+    def _opened(self) -> DaliStream | BatchedStream:
+        if self._stream is None:
+            slots = self._schedule.slots(*self.position, self.dropped)
+            kind = DaliStream if self._use_dali else BatchedStream
+            self._stream = kind(
+                self._samples, self._views, slots, batch=self._schedule.batch, seed=self._schedule.seed,
+                device=self._device, threads=self._threads,
+            )  # fmt: skip
+            self.position = self._stream.flying[0].place
+        return self._stream
+
+    def _fetch(self) -> tuple[Slot, tuple[Tensor, ...]] | None:
+        """The next batch; None where broken files were dropped, so that what comes next has changed."""
+        stream = self._opened()
+        slot = stream.flying[0]
+        try:
+            views = next(stream)
+        except Exception as error:  # DALI has no exception of its own for a file that it cannot decode
+            self._drop_broken(error, stream.flying)
+            return None
+        self.position = stream.flying[0].place
+        return slot, views
+
+    def _drop_broken(self, error: Exception, flying: Sequence[Slot]) -> None:
+        """Drop the broken files among those in flight, or raise: DALI's error may belong to any of them."""
+        self.close()
+        broken: dict[int, str] = {}
+        for index in np.concatenate([slot.index for slot in flying]).tolist():
+            try:
+                self._samples.image(index)
+            except BadImage as reason:
+                broken[index] = str(reason)
+        if not broken:
+            raise error
+        if not self._quarantine:
+            raise DataError(
+                f"{next(iter(broken.values()))}; it was whole when the data were scanned. "
+                "Restore it, or pass --quarantine to drop such files and go on."
+            ) from error
+        self.dropped |= broken
+
+    def _batch(self, slot: Slot, views: tuple[Tensor, ...]) -> Batch:
+        index = torch.from_numpy(slot.index)
+        labels = self.labels
+        return Batch(
+            views=views,
+            index=index.to(self._device),
+            key=torch.from_numpy(keys(self._schedule.seed, slot.place[0], slot.index)).to(self._device),
+            label=None if labels is None else labels[index.to(labels.device)].to(self._device),
+        )

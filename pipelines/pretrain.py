@@ -1,0 +1,112 @@
+"""Stage one: a backbone learns from images alone."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisyssl.backbones import build_backbone
+from noisyssl.config import Config
+from noisyssl.errors import ConfigError
+from noisyssl.machine import versions
+from noisyssl.methods import METHODS
+from noisyssl.pipelines.fit import fit, prepare
+from noisyssl.pipelines.loader import open_loader
+from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, start_from
+
+Show = Callable[[dict[str, Any]], None]
+
+
+def pretrain(
+    config: Config, samples: Samples, run: Run, *, stopped: Callable[[], int | None] = lambda: None
+) -> dict[str, Any]:
+    """Train a backbone by `config.pretrain.method` in `run`, from its newest checkpoint if there is one.
+
+    Only the training split is used; labels are never read. Writes `checkpoints/last.safetensors`
+    (the backbone), `metrics.json`; returns the latter.
+
+    Raises:
+        ConfigError: the batch is smaller than the method needs, or larger than the data.
+        TrainingError, DataError: see `fit` and `open_loader`.
+        Stopped: a signal asked to end; the checkpoint is written.
+    """
+    stage, began = config.pretrain, time.monotonic()
+    kind = METHODS[stage.method]
+    if stage.batch < kind.least_batch:
+        raise ConfigError(
+            f"pretrain.batch is {stage.batch}; {stage.method} needs at least {kind.least_batch}."
+        )
+    device = device_of(config.device)
+    torch.set_num_threads(config.threads)
+    seed_all(config.seed)
+    backbone = build_backbone(config.backbone, config.stem)
+    method = kind(backbone, stage.options, config.data.size)
+    if stage.weights:
+        run.log(start_from(backbone, stage.weights))
+    state = prepare(method, stage, device)
+    resumed = run.restore(state)
+    loader = open_loader(
+        samples,
+        samples.where("train"),
+        kind.views(config.data.size),
+        batch=stage.batch,
+        seed=config.seed,
+        device=device,
+        kind=config.data.loader,
+        drop_last=True,
+        threads=config.threads,
+        quarantine=config.data.quarantine,
+    )
+    try:
+        loader.dropped.update(dropped_of(state.facts))
+        run.log(
+            {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
+        )
+
+        def save() -> None:
+            state.facts["dropped"] = {str(index): reason for index, reason in loader.dropped.items()}
+            run.save(state)
+
+        last: dict[str, Any] = {}
+
+        def log(entry: dict[str, Any]) -> None:
+            last.update(entry)
+            state.facts["loss"] = entry["loss"]
+            run.log(entry)
+
+        for epoch in fit(
+            state, loader, stage, device=device, predict=_no_logits, log=log, save=save, stopped=stopped
+        ):
+            run.log({"kind": "epoch", "epoch": epoch, "step": state.step, "loss": state.facts["loss"]})
+    finally:
+        loader.close()
+    architecture = {"backbone": config.backbone, "stem": config.stem, "size": config.data.size}
+    run.save_weights("last", state.trained().backbone, architecture | {"method": stage.method})  # type: ignore[arg-type]
+    metrics = {
+        "stage": "pretrain",
+        "method": stage.method,
+        "epochs": stage.epochs,
+        "images": len(samples.where("train")),
+        "loss": state.facts["loss"],
+        "dropped": {samples.paths[i]: reason for i, reason in loader.dropped.items()},
+        "seconds": time.monotonic() - began,
+        "loader": loader.name,
+        "device": str(device),
+        "versions": versions(),
+    }
+    run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def backbone_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The backbone's tensors and architecture (backbone, stem, size, method) of a pretraining run."""
+    return Run.open(folder, "pretrain").weights("last")
+
+
+def _no_logits(indices: Any) -> Any:
+    raise AssertionError("pretraining has no logits")

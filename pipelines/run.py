@@ -1,0 +1,174 @@
+"""A run folder: configuration, log, checkpoints and figures of one training."""
+
+import json
+import os
+import shutil
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from noisyssl import checkpoint
+from noisyssl.config import Config, differences, parse, tree_of
+from noisyssl.errors import ConfigError, DataError, TrainingError
+from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.state import State
+from noisyssl.pipelines.tables import table_text
+
+KEEP = 2
+"""Training checkpoints kept: the newest, and one to fall back to."""
+
+
+class Run:
+    """`config.toml`, `run.json`, `samples.csv`, `log.jsonl`, `checkpoints/`, `metrics.json` in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self.shown: Any = lambda entry: None
+        """Also receives each log entry, for a terminal or TensorBoard."""
+
+    @classmethod
+    def create(cls, folder: Path, config: Config, stage: str, samples: Samples) -> "Run":
+        """A new run; `folder` appears with its configuration complete or not at all.
+
+        Raises:
+            ConfigError: the folder exists.
+        """
+        if folder.exists():
+            raise ConfigError(
+                f"--out {folder} already exists; give a new folder, or --resume to go on with it."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        (beside / "checkpoints").mkdir(parents=True)
+        (beside / "config.toml").write_text(tomli_w.dumps(tree_of(config)), encoding="utf-8")
+        (beside / "samples.csv").write_text(table_text(samples.columns()), encoding="utf-8", errors="surrogateescape")
+        facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
+        (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        beside.rename(folder)
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: Path, stage: str | None = None) -> "Run":
+        """An existing run.
+
+        Raises:
+            ConfigError: no run there, or one of another stage.
+        """
+        run = cls(folder)
+        if not (folder / "run.json").is_file():
+            what = "is not a run folder" if folder.exists() else "does not exist"
+            raise ConfigError(f"{folder} {what}; give the --out folder of `noisyssl {stage or 'train'}`.")
+        if stage and (found := run.facts()["stage"]) != stage:
+            raise ConfigError(
+                f"{folder} is a run of `noisyssl {found}`; this needs one of `noisyssl {stage}`."
+            )
+        return run
+
+    def facts(self) -> dict[str, Any]:
+        """Stage, data digest and classes."""
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+
+    def config(self) -> Config:
+        """The resolved configuration this run started with."""
+        return parse(tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8")))
+
+    def must_match(self, config: Config) -> None:
+        """Raises ConfigError naming each setting that differs from the run's own."""
+        if changed := differences(self.config(), config):
+            raise ConfigError(
+                f"--resume goes on with the settings of {self.folder}, but {'; '.join(changed)}. "
+                "Leave them out, or start a new run with another --out."
+            )
+
+    def must_hold(self, samples: Samples) -> None:
+        """Raises DataError if `samples` is not the data this run started with."""
+        if samples.digest() != self.facts()["data"]:
+            raise DataError(
+                f"the data is not what {self.folder} was started with (its digest differs); "
+                "restore it, or start a new run with another --out."
+            )
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one JSON line."""
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.shown(entry)
+
+    def cut_log(self, step: int, epoch: int) -> None:
+        """Drop the log lines after `step` and `epoch`: a resumed run writes them again."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that a kill cut short
+            if entry.get("step", 0) <= step and (entry["kind"] != "epoch" or entry["epoch"] <= epoch):
+                kept.append(line)
+        checkpoint.write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+    def save(self, state: State) -> None:
+        """Write a training checkpoint and drop the oldest beyond `KEEP`."""
+        path = self.checkpoints / f"step-{state.step:09}.safetensors"
+        checkpoint.save(path, state.tensors(), state.record())
+        for old in sorted(self.checkpoints.glob("step-*.safetensors"))[:-KEEP]:
+            old.unlink()
+
+    def restore(self, state: State) -> Path | None:
+        """Bring `state` to the newest readable checkpoint; its path, or None to start afresh.
+
+        A damaged file is reported in the log and the one before it is used.
+        """
+        for leftover in self.checkpoints.glob("*.tmp"):
+            leftover.unlink()  # a write that a kill cut short
+        for path in sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True):
+            try:
+                tensors, record = checkpoint.load(path)
+            except TrainingError as error:
+                self.log({"kind": "warning", "message": str(error), "time": time.time()})
+                path.unlink()
+                continue
+            state.restore(tensors, record)
+            self.cut_log(state.step, state.epoch)
+            return path
+        self.cut_log(0, 0)
+        return None
+
+    def save_weights(self, name: str, module: torch.nn.Module, facts: dict[str, Any]) -> None:
+        """Write the weights that this run produces: `best` or `last`."""
+        checkpoint.save(self.checkpoints / f"{name}.safetensors", module.state_dict(), facts)
+
+    def weights(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The weights called `best` or `last` of a finished run.
+
+        Raises:
+            ConfigError: the run has not finished.
+        """
+        path = self.checkpoints / f"{name}.safetensors"
+        if not self.is_finished() or not path.is_file():
+            raise ConfigError(
+                f"{self.folder} has no finished checkpoint {name!r}; finish it with --resume first."
+            )
+        return checkpoint.load(path)
+
+    def is_finished(self) -> bool:
+        """Whether the figures are there: they are written last."""
+        return (self.folder / "metrics.json").is_file()
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures of a finished run."""
+        if not self.is_finished():
+            raise ConfigError(f"{self.folder} has no metrics.json yet; finish it with --resume first.")
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Write a file of the run, whole or not at all."""
+        checkpoint.write_atomically(self.folder / name, data.encode() if isinstance(data, str) else data)

@@ -1,0 +1,300 @@
+"""What a data source says: which images, and for each its label, split and group. No image is opened here."""
+
+import os
+import posixpath
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from noisyssl.errors import ConfigError, DataError
+from noisyssl.images import SUFFIXES
+from noisyssl.pipelines.tables import line_of, read_table
+
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folder and column names of splits, in any case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """N images as the source names them; each column has N entries or is None where the source is silent."""
+
+    source: Path
+    """What the user named."""
+    root: Path
+    """Folder the paths are relative to."""
+    paths: list[str]
+    """Relative POSIX paths; `train/000017` in an array file."""
+    labels: list[str] | None = None
+    """Given label names."""
+    splits: list[str] | None = None
+    """train, val or test."""
+    groups: list[str] | None = None
+    """The unit that must not cross splits; "" where an image has none."""
+    true_labels: list[str] | None = None
+    """True label names; "" where unknown."""
+    array: np.ndarray | None = field(default=None, repr=False)
+    """(N, H, W, 3) uint8 for array sources; may be memory-mapped or broadcast, so not contiguous."""
+    digests: list[str] | None = None
+    """Hex SHA-256 of each image's pixels, where the source has them."""
+    notes: tuple[str, ...] = ()
+    """What was decided without being asked, one sentence each."""
+
+
+def read_source(path: Path | str, *, every_block: bool = False) -> Listing:
+    """The images of a folder, CSV, `.npz` or packed folder (verified whole with `every_block`).
+
+    Raises:
+        ConfigError: nothing is there, or it is no such source.
+        DataError: something inside it is wrong.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(
+            f"{path} does not exist; name a folder of images, a CSV, an .npz or a packed folder."
+        )
+    if path.is_dir():
+        if (path / "pack.json").is_file():
+            return read_packed(path, every_block)
+        return read_folder(path)
+    if path.suffix.lower() == ".csv":
+        return read_csv(path)
+    if path.suffix.lower() == ".npz":
+        return read_npz(path)
+    raise ConfigError(f"{path} is a {path.suffix or 'plain'} file; name a folder, a .csv or an .npz.")
+
+
+def read_folder(folder: Path) -> Listing:
+    """Class folders, with or without a level of splits above them, or one flat folder without labels.
+
+    The class is the first folder level, searched recursively. A folder below that is a group.
+    """
+    ignored: Counter[str] = Counter()
+    files = sorted(_images(str(folder), "", ignored))
+    if not files:
+        raise DataError(f"{folder} holds no images; supported suffixes are {', '.join(sorted(SUFFIXES))}.")
+    parts = [file.split("/") for file in files]
+    tops = {names[0] for names in parts if len(names) > 1}
+    of_split = {name: SPLIT_NAMES[name.lower()] for name in tops if name.lower() in SPLIT_NAMES}
+    splits = None
+    if of_split:
+        others = sorted(tops - of_split.keys()) + sorted(names[0] for names in parts if len(names) == 1)
+        if others:
+            raise DataError(
+                f"{folder} mixes the split folders {', '.join(sorted(of_split))} with {_some(others)}; "
+                "its top level must hold splits only or classes only."
+            )
+        splits = [of_split[names[0]] for names in parts]
+        parts = [names[1:] for names in parts]
+    loose = sum(len(names) == 1 for names in parts)
+    if 0 < loose < len(parts):
+        first = next(file for file, names in zip(files, parts, strict=True) if len(names) == 1)
+        raise DataError(
+            f"{folder} holds {loose:,} images beside class folders, first: {first}; "
+            "move each into a class folder."
+        )
+    notes = []
+    if ignored:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in ignored.most_common(5))
+        notes.append(f"{sum(ignored.values()):,} other files were ignored ({kinds}).")
+    listing = Listing(source=folder, root=folder, paths=files, splits=splits, notes=tuple(notes))
+    if loose:
+        return listing
+    groups = [names[1] if len(names) > 2 else "" for names in parts]
+    if len(set(groups)) > 1:
+        note = f"Sub-folders of the classes were taken as {len(set(groups) - {''}):,} groups."
+        listing = replace(listing, groups=groups, notes=(*listing.notes, note))
+    return replace(listing, labels=[names[0] for names in parts])
+
+
+def _images(folder: str, prefix: str, ignored: Counter[str]) -> Iterable[str]:
+    """Relative paths of everything below `folder` that is named like an image, hidden names left out."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in SUFFIXES:  # a folder named like an image too: the scan says what is wrong with it
+            yield prefix + entry.name
+        elif entry.is_dir():
+            yield from _images(entry.path, f"{prefix}{entry.name}/", ignored)
+        else:
+            ignored[suffix or "without suffix"] += 1
+
+
+def read_csv(path: Path) -> Listing:
+    """A table with columns path[, label, split, group, true_label]; paths are relative to its folder."""
+    columns = read_table(path, ["path"], ["label", "split", "group", "true_label"])
+    paths = columns["path"]
+    if not paths:
+        raise DataError(f"{path} has no rows; list one image per row.")
+    columns["path"] = paths = _inside(path, paths)
+    for name in ("label", "split"):
+        empty = columns.get(name, []).count("")
+        if empty == len(paths):
+            del columns[name]
+        elif empty:
+            what = f"{name} is empty, as in {empty:,} of {len(paths):,} rows; fill all or none of the column."
+            raise _at(path, columns[name].index(""), what)
+    if "split" in columns:
+        columns["split"] = _splits(path, columns["split"])
+    columns, merged = _merged(path, columns)
+    note = f"{merged:,} repeated rows of {path.name} were merged."
+    groups, true = columns.get("group"), columns.get("true_label")
+    return Listing(
+        source=path,
+        root=path.parent,
+        paths=columns["path"],
+        labels=columns.get("label"),
+        splits=columns.get("split"),
+        groups=groups if groups and any(groups) else None,
+        true_labels=true if true and any(true) else None,
+        notes=(note,) if merged else (),
+    )
+
+
+def _inside(table: Path, paths: list[str]) -> list[str]:
+    """Normalised relative paths, all inside the table's folder."""
+    root = posixpath.abspath(table.parent)
+    for row, name in enumerate(paths):
+        # Cheap tests first: of a million paths hardly one needs to be taken apart.
+        if "//" in name or "./" in name or name[:1] in ("/", "") or name[-1:] in "./" or "\0" in name:
+            if not name or "\0" in name:
+                raise _at(table, row, "path is empty; name an image.")
+            clean = posixpath.relpath(posixpath.join(root, name), root)
+            if clean == "." or clean == ".." or clean.startswith("../"):
+                what = f"path {name!r} lies outside {table.parent}, the folder of the table"
+                raise _at(table, row, f"{what}; move the table above its images.")
+            paths[row] = clean
+    return paths
+
+
+def _splits(table: Path, names: list[str]) -> list[str]:
+    known = {name: SPLIT_NAMES.get(name.lower()) for name in set(names)}
+    for name, split in sorted(known.items()):
+        if split is None:
+            raise _at(table, names.index(name), f"split {name!r} is unknown; use train, val or test.")
+    return [known[name] or "" for name in names]
+
+
+def _merged(table: Path, columns: dict[str, list[str]]) -> tuple[dict[str, list[str]], int]:
+    """The columns with equal rows merged, and how many rows went."""
+    paths = columns["path"]
+    first: dict[str, int] = {}
+    if len(set(paths)) == len(paths):
+        return columns, 0
+    for row, name in enumerate(paths):
+        earlier = first.setdefault(name, row)
+        if earlier == row:
+            continue
+        for what, column in columns.items():
+            if column[row] != column[earlier]:
+                both = f"{column[row]!r} but {column[earlier]!r} on line {line_of(table, earlier)}"
+                raise _at(table, row, f"path {name!r} has {what} {both}; keep one.")
+    rows = list(first.values())
+    return {what: [column[row] for row in rows] for what, column in columns.items()}, len(paths) - len(rows)
+
+
+def _at(table: Path, row: int, what: str) -> DataError:
+    return DataError(f"{table}:{line_of(table, row)}: {what}")
+
+
+def read_npz(path: Path) -> Listing:
+    """A MedMNIST file: {train, val, test}_images (N, H, W[, 3]) uint8 and _labels (N, 1) integers.
+
+    The arrays are compressed in the file, so all of it is read into memory; `pack` large sets.
+    """
+    images, labels, splits = [], [], []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for split in ("train", "val", "test"):
+                if f"{split}_images" in file:
+                    images.append(_npz_images(path, f"{split}_images", file[f"{split}_images"]))
+                    splits += [split] * len(images[-1])
+                    if f"{split}_labels" in file:
+                        name = f"{split}_labels"
+                        labels += _npz_labels(path, name, file[name], len(images[-1]))
+            keys = ", ".join(file.files)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is not a readable .npz file ({error}); download or write it again."
+        ) from None
+    if not splits:
+        raise DataError(f"{path} holds {keys or 'nothing'}; it must hold train_images and train_labels.")
+    if labels and len(labels) != len(splits):
+        raise DataError(
+            f"{path} has labels for {len(labels):,} of {len(splits):,} images; label all splits or none."
+        )
+    if len({part.shape[1:] for part in images}) > 1:
+        shapes = ", ".join(str(part.shape) for part in images)
+        raise DataError(f"{path} holds images of different shapes ({shapes}); all must be equal.")
+    array = np.concatenate(images) if len(images) > 1 else images[0]
+    if array.ndim == 3:
+        array = np.broadcast_to(array[..., None], (*array.shape, 3))
+    numbers = [i for part in images for i in range(len(part))]
+    return Listing(
+        source=path,
+        root=path.parent,
+        paths=[f"{split}/{i:06d}" for split, i in zip(splits, numbers, strict=True)],
+        labels=labels or None,
+        splits=splits,
+        array=array,
+    )
+
+
+def _npz_images(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    good = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3))
+    if not good or 0 in array.shape[1:]:
+        raise DataError(
+            f"{path}: {name} is {array.dtype} {array.shape}; it must be uint8 (N, H, W) or (N, H, W, 3)."
+        )
+    return array
+
+
+def _npz_labels(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
+    flat = array.reshape(-1)
+    if (
+        not np.issubdtype(array.dtype, np.integer)
+        or array.ndim > 2
+        or len(flat) != count
+        or len(array) != count
+    ):
+        raise DataError(f"{path}: {name} is {array.dtype} {array.shape}; it must be integers ({count}, 1).")
+    return [str(number) for number in flat.tolist()]
+
+
+def read_packed(folder: Path, every_block: bool = False) -> Listing:
+    """A folder that `pack` wrote; its images stay memory-mapped."""
+    from noisyssl.pipelines.pack import read_pack
+
+    array, columns = read_pack(folder, every_block=every_block)
+    labels, true = columns["label"], columns["true_label"]
+    return Listing(
+        source=folder,
+        root=folder,
+        paths=columns["path"],
+        labels=labels if any(labels) else None,
+        splits=columns["split"],
+        groups=columns["group"],
+        true_labels=true if any(true) else None,
+        array=array,
+        digests=columns["digest"],
+    )
+
+
+def class_names(*columns: Sequence[str] | None) -> tuple[str, ...]:
+    """The distinct names in label order: by value if all are integers, else by name. "" is no class."""
+    names = {name for column in columns if column is not None for name in set(column)} - {""}
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -1,0 +1,99 @@
+"""Everything that training changes: what a checkpoint holds and a resumed run starts from."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noisyssl.objective import Objective
+
+
+@dataclass(kw_only=True)
+class State:
+    """One training between two steps."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Objective | None = None
+    """Exponential moving average of the objective; None when `ema` is 0."""
+    epoch: int = 0
+    """Epochs finished."""
+    position: int = 0
+    """Batches of the current epoch that the finished steps have used."""
+    step: int = 0
+    """Optimizer steps taken or skipped."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the stage adds for itself: JSON only (best epoch so far, dropped files)."""
+
+    def trained(self) -> Objective:
+        """The objective whose weights are evaluated and saved: the average where there is one."""
+        return self.average if self.average is not None else self.objective
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a flat name, for `checkpoint.save`."""
+        out = {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        if self.average is not None:
+            out |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for i, slots in self.optimizer.state_dict()["state"].items():
+            out |= {f"optimizer.{i}.{k}": v for k, v in slots.items() if isinstance(v, Tensor)}
+        out["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            out["random.cuda"] = torch.cuda.get_rng_state()
+        return out
+
+    def record(self) -> dict[str, Any]:
+        """All that is not a tensor, JSON-able."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "step": self.step,
+            "scaler": self.scaler.state_dict(),
+            "facts": self.facts,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Continue from what `tensors` and `record` gave; every name must be there."""
+        self.objective.load_state_dict(_below(tensors, "objective."))
+        if self.average is not None:
+            self.average.load_state_dict(_below(tensors, "average."))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _below(tensors, "optimizer.").items():
+            i, slot = name.split(".", 1)
+            slots.setdefault(int(i), {})[slot] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        self.epoch, self.position, self.step = record["epoch"], record["position"], record["step"]
+        self.scaler.load_state_dict(record["scaler"])
+        self.facts = record["facts"]
+
+
+def average_of(objective: Objective) -> Objective:
+    """A copy that follows `objective`; made before compiling, gets no gradient."""
+    return copy.deepcopy(objective).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def follow(average: Objective, objective: Objective, decay: float, ok: Tensor) -> None:
+    """Average <- decay * average + (1 - decay) * objective where `ok`, without reading it on the host.
+
+    Integer buffers (batch counters) are copied.
+    """
+    pairs = list(zip(average.state_dict().values(), objective.state_dict().values(), strict=True))
+    floats = [(a, o) for a, o in pairs if a.is_floating_point()]
+    ours, theirs = [a for a, _ in floats], [o for _, o in floats]
+    change = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(change, (1 - decay) * ok.to(torch.float32))
+    torch._foreach_add_(ours, change)
+    for a, o in pairs:
+        if not a.is_floating_point():
+            a.copy_(o)
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

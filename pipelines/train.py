@@ -1,0 +1,291 @@
+"""Stage two: a classifier learns from labels some of which are wrong."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from noisyssl import noise as noises
+from noisyssl.baselines import colour_histogram, fit_predict, mean_rgb
+from noisyssl.classifier import Classifier, build_classifier
+from noisyssl.config import Config
+from noisyssl.errors import ConfigError, DataError
+from noisyssl.evaluation import figures
+from noisyssl.images import evaluation_view
+from noisyssl.machine import versions
+from noisyssl.objectives import build_objective
+from noisyssl.pipelines.evaluate import evaluation_images, logits_of
+from noisyssl.pipelines.fit import fit, prepare
+from noisyssl.pipelines.loader import open_loader
+from noisyssl.pipelines.pretrain import backbone_of
+from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, start_from
+from noisyssl.pipelines.tables import table_text
+from noisyssl.views import training
+
+LAST = 5
+"""Epochs that LAST averages over."""
+
+
+def train(
+    config: Config, samples: Samples, run: Run, *, stopped: Callable[[], int | None] = lambda: None
+) -> dict[str, Any]:
+    """Fine-tune a classifier in `run`, from its newest checkpoint if there is one.
+
+    Writes `noise.csv`, `checkpoints/best|last.safetensors`, `predictions.npz` (test split, BEST) and
+    `metrics.json`; returns the latter. BEST is chosen on validation labels, never on the test split.
+
+    Raises:
+        DataError: no labels, one class only, or a class that training lacks.
+        ConfigError, TrainingError: see `fit` and `open_loader`.
+        Stopped: a signal asked to end; the checkpoint is written.
+    """
+    stage, began = config.train, time.monotonic()
+    must_be_learnable(samples)
+    device = device_of(config.device)
+    torch.set_num_threads(config.threads)
+    seed_all(config.seed)
+    network = build_classifier(config.backbone, config.stem, len(samples.classes))
+    if stage.init:
+        initialise(network, Path(stage.init), config)
+    if stage.weights:
+        run.log(start_from(network.backbone, stage.weights))
+    labels, noise = noisy_labels(config, samples, run)
+    val, test = samples.where("val"), samples.where("test")
+    state = prepare(build_objective(stage.objective, network, stage.options), stage, device)
+    resumed = run.restore(state)
+    loader = open_loader(
+        samples,
+        samples.where("train"),
+        training(config.data.size),
+        batch=stage.batch,
+        seed=config.seed,
+        device=device,
+        kind=config.data.loader,
+        threads=config.threads,
+        quarantine=config.data.quarantine,
+        labels=torch.from_numpy(labels),
+    )
+    geometry = (config.data.size, config.data.fit, config.threads, run.folder)
+    with (
+        evaluation_images(samples, val, *geometry) as val_images,
+        evaluation_images(samples, test, *geometry) as test_images,
+    ):
+        try:
+            loader.dropped.update(dropped_of(state.facts))
+            run.log(
+                {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
+            )
+            kept = Kept(run, stage.epochs)
+
+            def save() -> None:
+                state.facts["dropped"] = {str(index): reason for index, reason in loader.dropped.items()}
+                run.save(state)
+
+            def predict(indices: np.ndarray) -> np.ndarray:
+                with evaluation_images(samples, indices, *geometry) as images:
+                    return logits_of(state.trained().classifier(), images, device)  # type: ignore[operator]
+
+            for epoch in fit(
+                state, loader, stage, device=device, predict=predict, log=run.log, save=save, stopped=stopped
+            ):
+                module = state.trained().classifier()  # type: ignore[operator]
+                entry: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": state.step, "test": None}
+                entry["val"] = brief(logits_of(module, val_images, device), labels[val], samples.classes)
+                best = state.facts.get("best")
+                better = best is None or entry["val"]["balanced_accuracy"] > best["score"]
+                if better or epoch > stage.epochs - LAST:
+                    logits = logits_of(module, test_images, device)
+                    kept.put(epoch, logits)
+                    entry["test"] = brief(logits, truth_of(samples)[test], samples.classes)
+                if better:
+                    state.facts["best"] = {"epoch": epoch, "score": entry["val"]["balanced_accuracy"]}
+                    run.save_weights("best", module, {"epoch": epoch})
+                kept.drop_all_but(state.facts["best"]["epoch"])
+                run.log(entry)
+        finally:
+            loader.close()
+        run.save_weights("last", state.trained().classifier(), {"epoch": stage.epochs})  # type: ignore[operator]
+        baselines = baseline_logits(samples, labels, test_images, config)
+    best_epoch = state.facts["best"]["epoch"]
+    last = kept.last()
+    truth = truth_of(samples)[test]
+    groups = [samples.groups[i] for i in test]
+
+    def measured(logits: np.ndarray) -> dict[str, Any]:
+        return figures(logits, truth, groups, samples.classes).to_json()
+
+    metrics = {
+        "stage": "train",
+        "objective": stage.objective,
+        "classes": list(samples.classes),
+        "best": {
+            "epoch": best_epoch,
+            "chosen_on": f"{stage.val_labels} validation balanced accuracy",
+            "figures": measured(kept.get(best_epoch)),
+        },
+        "last": {"epochs": list(last), "figures": measured(np.stack([kept.get(e) for e in last]))},
+        "final": {"epoch": stage.epochs, "figures": measured(kept.get(stage.epochs))},
+        "baselines": {name: measured(logits) for name, logits in baselines.items()},
+        "noise": noise,
+        "init": stage.init or None,
+        "images": {split: len(samples.where(split)) for split in ("train", "val", "test")},
+        "dropped": {samples.paths[i]: reason for i, reason in loader.dropped.items()},
+        "seconds": time.monotonic() - began,
+        "loader": loader.name,
+        "device": str(device),
+        "versions": versions(),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, logits=kept.get(best_epoch), labels=truth, index=test)
+    run.write("predictions.npz", buffer.getvalue())
+    run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def must_be_learnable(samples: Samples) -> None:
+    """Raises DataError unless every class has training samples and there are at least two."""
+    if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
+        raise DataError(
+            f"{samples.root} has no labels; `noisyssl train` needs class folders or a label column."
+        )
+    counts = np.bincount(samples.labels[samples.where("train")], minlength=len(samples.classes))
+    if (counts > 0).sum() < 2:
+        only = samples.classes[int(counts.argmax())]
+        raise DataError(f"{samples.root} has one class only, {only!r}; a classifier needs at least two.")
+    for split in ("val", "test"):
+        if not len(samples.where(split)):
+            raise DataError(
+                f"{samples.root} has no {split} samples; add some, or leave the split column out."
+            )
+
+
+def truth_of(samples: Samples) -> np.ndarray:
+    """(N,) the labels that evaluate: true ones where the source knows them, else the given ones."""
+    if samples.true_labels is None:
+        return samples.labels
+    return np.where(samples.true_labels >= 0, samples.true_labels, samples.labels)
+
+
+def noisy_labels(config: Config, samples: Samples, run: Run) -> tuple[np.ndarray, dict[str, Any]]:
+    """The labels that train and, by default, validate, with what was done to them; test labels stay.
+
+    Writes every flip to the run's `noise.csv`.
+    """
+    stage = config.train
+    noise = noises.parse(stage.noise)
+    classes = len(samples.classes)
+    rows = samples.where("train", "val") if stage.val_labels == "noisy" else samples.where("train")
+    labels = noises.inject(samples.labels, noise, classes, stage.noise_seed, rows)
+    clean = truth_of(samples)
+    if stage.val_labels == "clean":
+        val = samples.where("val")
+        labels[val] = clean[val]
+    if not noises.is_recoverable(noise, classes):
+        bound = (classes - 1) / classes
+        message = (
+            f"train.noise is {stage.noise}; at or beyond {bound:.3f} with {classes} classes the true label is "
+            "no longer the most frequent: no method can recover it. Lower the rate."
+        )
+        run.log({"kind": "warning", "message": message})
+    train_rows = samples.where("train")
+    done = noises.realised(samples.labels, labels, classes, samples.where("train", "val"))
+    on_train = noises.realised(clean, labels, classes, train_rows)
+    names = samples.classes
+    run.write(
+        "noise.csv",
+        table_text(
+            {
+                "index": [i for i, _, _ in done.flips],
+                "path": [samples.paths[i] for i, _, _ in done.flips],
+                "label": [names[a] for _, a, _ in done.flips],
+                "given": [names[b] for _, _, b in done.flips],
+            }
+        ),
+    )
+    facts = on_train.to_json()
+    return labels, {
+        "spec": str(noise),
+        "asked": noise.rate,
+        "asked_matrix": noises.matrix(noise, classes).tolist(),
+        "realised": facts["rate"],
+        "matrix": facts["matrix"],
+        "flips": len(done.flips),
+        "val_labels": stage.val_labels,
+        "seed": stage.noise_seed,
+    }
+
+
+def initialise(network: Classifier, folder: Path, config: Config) -> None:
+    """Load the backbone of a pretraining run.
+
+    Raises:
+        ConfigError: it is another architecture.
+    """
+    tensors, facts = backbone_of(folder)
+    for name, ours in (("backbone", config.backbone), ("stem", config.stem)):
+        if facts[name] != ours:
+            raise ConfigError(
+                f"--init {folder} has {name} {facts[name]}, this run {ours}; set {name}={facts[name]}."
+            )
+    network.backbone.load_state_dict(tensors)
+
+
+def brief(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What the log keeps of one epoch on one split."""
+    known = labels >= 0
+    result = figures(logits[known], labels[known], np.arange(known.sum()), classes, resamples=0)
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {name: getattr(result, name).value for name in names}
+
+
+def baseline_logits(
+    samples: Samples, labels: np.ndarray, test_images: np.ndarray, config: Config
+) -> dict[str, np.ndarray]:
+    """Test logits of mean RGB and of a colour histogram, by logistic regression on the same noisy labels."""
+    rows = samples.where("train")
+
+    def seen(index: int) -> np.ndarray:
+        return evaluation_view(samples.image(int(index)), config.data.size, config.data.fit)
+
+    out = {}
+    with ThreadPoolExecutor(config.threads) as pool:
+        both = list(pool.map(lambda i: (mean_rgb(image := seen(i)), colour_histogram(image)), rows))
+    for k, (name, feature) in enumerate((("mean_rgb", mean_rgb), ("colour_histogram", colour_histogram))):
+        tested = np.stack([feature(image) for image in test_images])
+        trained = np.stack([pair[k] for pair in both])
+        out[name] = fit_predict(trained, labels[rows], tested, len(samples.classes))
+    return out
+
+
+class Kept:
+    """Test logits of the epochs that BEST and LAST may need, as files of the run: they outlive a kill."""
+
+    def __init__(self, run: Run, epochs: int) -> None:
+        self.run, self.epochs = run, epochs
+        (run.folder / "logits").mkdir(exist_ok=True)
+
+    def put(self, epoch: int, logits: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, logits)
+        self.run.write(f"logits/test-{epoch:04}.npy", buffer.getvalue())
+
+    def get(self, epoch: int) -> np.ndarray:
+        """(M, K) float32 logits on the test split after that epoch."""
+        return np.load(self.run.folder / f"logits/test-{epoch:04}.npy", allow_pickle=False)
+
+    def last(self) -> range:
+        """The epochs LAST averages."""
+        return range(max(1, self.epochs - LAST + 1), self.epochs + 1)
+
+    def drop_all_but(self, best: int) -> None:
+        for path in (self.run.folder / "logits").glob("test-*.npy"):
+            if (epoch := int(path.stem.removeprefix("test-"))) != best and epoch not in self.last():
+                path.unlink()

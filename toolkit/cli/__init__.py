@@ -1,0 +1,83 @@
+"""`noisyssl`: parse, load the configuration, call one function. No logic lives here.
+
+Each command's file imports what is heavy inside the command, so that `--help` answers at once.
+"""
+
+import os
+import sys
+
+import typer
+
+from noisyssl.cli import bench, build, data, doctor, evaluate, export, predict, report, training
+from noisyssl.errors import NoisySSLError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turn medical images with unreliable labels into classifiers that hospitals can serve.",
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from noisyssl import __version__
+
+        typer.echo(f"noisyssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def noisyssl(
+    version: bool = typer.Option(
+        False, "--version", callback=show_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Pretrain without labels, fine-tune under label noise, export with proof, serve."""
+
+
+app.add_typer(data.app, name="data")
+app.command()(training.pretrain)
+app.command()(training.train)
+app.command()(export.export)
+app.command()(predict.predict)
+app.command()(evaluate.evaluate)
+app.command()(report.report)
+app.add_typer(bench.app, name="bench")
+app.command()(build.build)
+app.command()(build.demo)
+app.command()(doctor.doctor)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command and exit with the code of its outcome (design: 0 ok, 2-7 by kind, 1 our bug)."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """The exit code of one command; what the user can fix is one line on stderr."""
+    try:
+        return app(argv, standalone_mode=False) or 0
+    except NoisySSLError as error:
+        return fail(str(error), error.code)
+    except KeyboardInterrupt:
+        return fail("interrupted.", 130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # Typer's own usage errors and exits; its click is vendored in some versions, so by what they carry
+        if hasattr(error, "format_message"):
+            return fail(f"{error.format_message()} See --help.", 2)
+        if type(error).__name__ in ("Exit", "Abort"):
+            return getattr(error, "exit_code", 130)
+        raise
+
+
+def fail(message: str, code: int) -> int:
+    typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    return code
+
+
+if __name__ == "__main__":
+    main()

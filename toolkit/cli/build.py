@@ -1,0 +1,120 @@
+"""`noisyssl build`: the main job in one command; `noisyssl demo`: the same on images it paints itself."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisyssl.cli.options import AllowLeaks, Device, Json, Quarantine, Recipe, Seed, Set, Size, open_data, resolve
+from noisyssl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from noisyssl.config import Config
+
+
+def build(
+    data: Annotated[Path, typer.Argument(help="Class folders, CSV, npz or packed folder, with labels.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create; --resume goes on with it.")],
+    noise: Annotated[
+        str | None, typer.Option(help="Label noise to inject, such as symmetric:0.4; none for your own labels.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also train from random weights, to show what pretraining gives.")
+    ] = False,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    size: Size = None,
+    quarantine: Quarantine = None,
+    allow_leaks: AllowLeaks = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed build stopped.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain, fine-tune on the given labels, export with proof, write the report: the main job."""
+    config = resolve(
+        recipe,
+        set_,
+        {
+            "data.path": str(data),
+            "data.size": size,
+            "data.quarantine": quarantine,
+            "data.allow_leaks": allow_leaks,
+            "train.noise": noise,
+            "seed": seed,
+            "device": device,
+        },
+    )
+    result = main_job(config, out, compare=compare, resume=resume)
+    typer.echo(json.dumps(result)) if as_json else _tell(result)
+
+
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder to create.")] = Path("demo"),
+    recipe: Annotated[str, typer.Option(help="Settings of the demonstration.")] = "demo",
+    count: Annotated[int, typer.Option(help="Images to paint.")] = 2000,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Paint tissue-like images, flip 40 % of their labels, and run the main job on them."""
+    from noisyssl.pipelines.generate import generate
+
+    began = time.monotonic()
+    if out.exists():
+        raise ConfigError(f"{out} already exists; remove it, or give another folder.")
+    config = resolve(recipe, set_, {"data.path": str(out / "images" / "manifest.csv")})
+    typer.echo(f"painting {count} images of {config.data.size} pixels ...", err=True)
+    out.mkdir(parents=True)
+    generate(out / "images", count=count, size=config.data.size, seed=config.seed)
+    result = main_job(config, out, compare=True, resume=True)
+    result["seconds"] = time.monotonic() - began
+    typer.echo(json.dumps(result)) if as_json else _tell(result)
+
+
+def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dict[str, Any]:
+    """Everything from images to report below `out`; finished parts are kept when resuming."""
+    from noisyssl.cli.export import write_bundle
+    from noisyssl.cli.report import write_report
+    from noisyssl.cli.training import run_stage
+    from noisyssl.noise import parse
+
+    began = time.monotonic()
+    parse(config.train.noise)
+    if out.exists() and not resume:
+        raise ConfigError(f"{out} already exists; give a new folder, or --resume to go on with it.")
+    samples = open_data(config)
+    out.mkdir(parents=True, exist_ok=True)
+    start, tuned, random = out / "pretrain", out / "train", out / "train-random"
+    run_stage("pretrain", config, start, resume=start.exists(), samples=samples)
+    with_init = replace(config, train=replace(config.train, init=str(start)))
+    result: dict[str, Any] = {
+        "pretrained": run_stage("train", with_init, tuned, resume=tuned.exists(), samples=samples)
+    }
+    if compare:
+        result["random"] = run_stage("train", config, random, resume=random.exists(), samples=samples)
+    if not (out / "bundle").exists():
+        write_bundle(tuned, out / "bundle")
+    write_report(tuned, out / "report.html")
+    result |= {"bundle": str(out / "bundle"), "report": str(out / "report.html")}
+    result["seconds"] = time.monotonic() - began
+    return result
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """The final table: what pretraining gave, BEST and LAST, beside what colour alone can tell."""
+    from noisyssl.cli.training import interval
+
+    tuned = result["pretrained"]
+    noise = tuned["noise"]
+    typer.echo(f"\nTest balanced accuracy [95 % interval]; {noise['realised']:.1%} of the training labels are wrong.")
+    typer.echo(f"{'start':<28} {'BEST':<22} LAST")
+    rows = [("self-supervised", tuned)] + ([("random", result["random"])] if "random" in result else [])
+    for name, metrics in rows:
+        best, last = (interval(metrics[k]["figures"]["balanced_accuracy"]) for k in ("best", "last"))
+        typer.echo(f"{name:<28} {best:<22} {last}")
+    for name, figures in tuned["baselines"].items():
+        typer.echo(f"{'baseline ' + name.replace('_', ' '):<28} {interval(figures['balanced_accuracy'])}")
+    typer.echo(f"\nbundle  {result['bundle']}\nreport  {result['report']}\n{result['seconds']:.0f} s")

@@ -1,0 +1,172 @@
+"""`noisyssl data`: look at images and labels before anything trains, pack them, paint a practice set."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noisyssl.cli.options import AllowLeaks, Json, Quarantine
+from noisyssl.cli.progress import scanning
+
+if TYPE_CHECKING:
+    from noisyssl.pipelines.findings import Identical, Report
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check, pack or generate images.")
+
+SHOWN = 15
+"""Findings of one kind that are printed; the tables and --json have all."""
+
+Source = Annotated[
+    Path, typer.Argument(help="Class folders, a flat folder, a CSV, an .npz or a packed folder.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads that decode; all cores by default.")]
+SplitSeed = Annotated[int, typer.Option("--seed", help="Seed of the splits that the data does not give.")]
+
+
+@app.command()
+def check(
+    data: Source,
+    out: Annotated[Path | None, typer.Option(help="Write samples.csv and quarantine.csv here too.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Ignore labels.")] = False,
+    allow_leaks: AllowLeaks = None,
+    quarantine: Quarantine = None,
+    seed: SplitSeed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Decode every image, and find broken files, identical images, groups that cross splits."""
+    from noisyssl.pipelines.scan import check
+
+    with scanning() as progress:
+        report = check(
+            data,
+            out=out,
+            seed=seed,
+            labelled=False if unlabelled else None,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        show(report)
+    report.raise_for(quarantine=bool(quarantine), allow_leaks=bool(allow_leaks))
+
+
+def show(report: "Report") -> None:
+    """Print a report for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    splits = list(report.counts)
+    table = Table("class", *splits, "all", show_footer=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = list(dict.fromkeys(name for counts in report.counts.values() for name in counts))
+    for name in [*names, None]:
+        row = [sum(c.values()) if name is None else c.get(name, 0) for c in report.counts.values()]
+        if name is None and len(names) < 2:
+            continue
+        title = "all" if name is None else printable(name) or "(no labels)"
+        table.add_row(title, *(f"{number:,}" for number in [*row, sum(row)]))
+    console.print(table)
+    for note in report.notes:
+        console.print(note)
+    lines = [f"{len(report.bad):,} bad files" + ("" if report.bad else ".")]
+    lines += bad_lines(report.bad)
+    lines += identical_lines("byte-identical files", report.same_bytes)
+    lines += identical_lines("pixel-identical images", report.same_pixels)
+    lines += [
+        f"{len(report.crossing_groups):,} groups in more than one split"
+        + ("" if report.crossing_groups else ".")
+    ]
+    lines += [f"  {printable(group)}: {', '.join(found)}" for group, found in report.crossing_groups[:SHOWN]]
+    lines += [f"Cannot be trained on: {fault}" for fault in report.faults]
+    lines += [f"samples.csv and quarantine.csv are in {report.folder}."]
+    console.print("\n".join(lines))
+
+
+def bad_lines(bad: Sequence[tuple[str, str]]) -> list[str]:
+    """How many files have each kind of reason, and the first of them."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for path, reason in bad:
+        kinds.setdefault(re.sub(r"\(.*|[\d,]+", "", reason), []).append((path, reason))
+    ordered = sorted(kinds.values(), key=len, reverse=True)
+    lines = [f"  {len(same):,} such as {printable(same[0][0])}: {same[0][1]}" for same in ordered[:SHOWN]]
+    return lines + ([f"  and {len(ordered) - SHOWN:,} more kinds"] if len(ordered) > SHOWN else [])
+
+
+def identical_lines(what: str, found: "Identical") -> list[str]:
+    """How many sets, and the first ones."""
+    if not found.sets:
+        return [f"0 sets of {what}."]
+    lines = [
+        f"{len(found.sets):,} sets of {what}, {found.across:,} of them across splits, "
+        f"{found.contradicting:,} with more than one label"
+    ]
+    return lines + [
+        f"  {' = '.join(map(printable, paths[:4]))}{' = ...' * (len(paths) > 4)}"
+        for paths in found.sets[:SHOWN]
+    ]
+
+
+def printable(text: str) -> str:
+    """`text` on one line, whatever bytes a file name holds."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+@app.command()
+def pack(
+    data: Source,
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    size: Annotated[
+        int | None, typer.Option(help="Side in pixels; not needed if all images have one size.")
+    ] = None,
+    fit: Annotated[str, typer.Option(help="crop, squash or pad: how an image becomes a square.")] = "crop",
+    allow_leaks: AllowLeaks = None,
+    quarantine: Quarantine = None,
+    seed: SplitSeed = 0,
+    threads: Threads = None,
+) -> None:
+    """Decode and resize every image once, into one file that is mapped into memory."""
+    from noisyssl.pipelines.pack import pack
+    from noisyssl.pipelines.scan import open_samples
+
+    with scanning() as progress:
+        samples = open_samples(
+            data,
+            seed=seed,
+            quarantine=bool(quarantine),
+            allow_leaks=bool(allow_leaks),
+            threads=threads,
+            progress=progress,
+        )
+    for note in samples.notes:
+        typer.echo(f"note: {note}", err=True)
+    with scanning() as progress:
+        pack(samples, out, size=size, fit=fit, threads=threads, progress=progress, say=say)
+    typer.echo(f"{len(samples):,} images packed in {out}.")
+
+
+def say(sentence: str) -> None:
+    """Tell the user on stderr."""
+    typer.echo(f"note: {sentence}", err=True)
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    count: Annotated[int, typer.Option(help="Images in all.")] = 2000,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of every stroke.")] = 0,
+) -> None:
+    """Paint tissue-like images of nine classes, with slides as groups and true labels."""
+    from noisyssl.pipelines.generate import generate
+
+    with scanning() as progress:
+        generate(out, count=count, size=size, seed=seed, progress=progress)
+    typer.echo(f"{count:,} images painted; {out / 'manifest.csv'} lists them.")

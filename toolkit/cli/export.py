@@ -1,0 +1,152 @@
+"""`noisyssl export`: a finished run becomes a bundle, or nothing at all."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisyssl.cli.options import Json, Set, open_data
+from noisyssl.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from noisyssl.config import ExportConfig
+    from noisyssl.deploy.bundle import Manifest
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of `noisyssl train`.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder to create.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="best, or last: the final epoch's weights.")
+    ] = None,
+    tensorrt: Annotated[
+        str | None,
+        typer.Option(help="Compute capabilities of the TensorRT engine, such as SM86,SM120; or none."),
+    ] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Write ONNX, a TensorRT engine and a manifest, after proving that they compute what was trained."""
+    manifest = write_bundle(run, bundle, checkpoint=checkpoint, tensorrt=tensorrt, settings=set_ or [])
+    if as_json:
+        typer.echo(json.dumps(asdict(manifest)))
+    else:
+        for line in summary(bundle, manifest):
+            typer.echo(line)
+
+
+def write_bundle(
+    run_folder: Path,
+    out: Path,
+    *,
+    checkpoint: str | None = None,
+    tensorrt: str | None = None,
+    settings: list[str] | None = None,
+) -> "Manifest":
+    """The manifest of the bundle `out` made from a finished training run."""
+    from noisyssl.classifier import build_classifier
+    from noisyssl.deploy.export import export_bundle
+    from noisyssl.pipelines.evaluate import evaluation_images
+    from noisyssl.pipelines.run import Run
+
+    if out.exists():
+        raise ConfigError(f"{out} already exists; give a new folder, bundles are never overwritten.")
+    run = Run.open(run_folder, "train")
+    metrics, config = run.metrics(), run.config()
+    chosen = _settings(config.export, checkpoint, tensorrt, settings or [])
+    weights, facts = run.weights(chosen.checkpoint)
+    samples = open_data(config)
+    run.must_hold(samples)
+    classifier = build_classifier(config.backbone, config.stem, len(samples.classes))
+    classifier.load_state_dict(weights)
+    figures = metrics["best" if chosen.checkpoint == "best" else "final"]["figures"]
+    with evaluation_images(
+        samples, samples.where("test"), config.data.size, config.data.fit, config.threads
+    ) as images:
+
+        def batches() -> "Iterator[np.ndarray]":
+            for start in range(0, len(images), 64):
+                yield images[start : start + 64]
+
+        return export_bundle(
+            out,
+            classifier=classifier,
+            architecture={"backbone": config.backbone, "stem": config.stem},
+            classes=samples.classes,
+            size=config.data.size,
+            fit=config.data.fit,
+            images=batches,
+            figures=figures,
+            training={
+                "objective": config.train.objective,
+                "pretraining": _method(config.train.init),
+                "noise": {k: metrics["noise"][k] for k in ("spec", "asked", "realised", "val_labels")},
+                "data": run.facts()["data"],
+                "images": metrics["images"],
+            },
+            checkpoint={"which": chosen.checkpoint, **facts},
+            tensorrt=_engines(chosen, asked=tensorrt is not None),
+            profile=(chosen.profile[0], chosen.profile[1], chosen.profile[2]),
+            tolerance=chosen.tolerance,
+        )
+
+
+def summary(out: Path, manifest: "Manifest") -> list[str]:
+    """What was written and what was proved."""
+    parity = manifest.parity
+    lines = [
+        f"{out}: {manifest.architecture.backbone}, {len(manifest.classes)} classes, "
+        f"{manifest.checkpoint['which']} weights (epoch {manifest.checkpoint['epoch']})",
+        f"gate: {parity['n']} test images, largest logit difference {parity['max_logit_difference']:.1e}, "
+        f"{parity['top1_changes']} top-1 changes",
+    ]
+    for name in sorted(manifest.files):
+        size = (out / name).stat().st_size / 1e6
+        note = _engine_note(out / name) if name.endswith(".plan") else ""
+        lines.append(f"  {name:<28} {size:8.2f} MB  {note}".rstrip())
+    if not any(name.endswith(".plan") for name in manifest.files):
+        lines.append("  no TensorRT engine: none asked for, or `pip install 'noisyssl[rtx]'` is missing")
+    lines.append(f"Next: noisyssl predict {out} IMAGES")
+    return lines
+
+
+def _engine_note(plan: Path) -> str:
+    sidecar = json.loads(plan.with_name(plan.name + ".json").read_text(encoding="utf-8"))
+    return f"{sidecar['flavour']} {sidecar['version']} for {', '.join(sidecar['compute_capabilities'])}"
+
+
+def _settings(
+    saved: "ExportConfig", checkpoint: str | None, tensorrt: str | None, settings: list[str]
+) -> "ExportConfig":
+    from noisyssl.config import load
+
+    flags: dict[str, Any] = {
+        "export.checkpoint": checkpoint,
+        "export.tensorrt": None if tensorrt is None else ("" if tensorrt == "none" else tensorrt),
+    }
+    if foreign := [s for s in settings if not s.startswith("export.")]:
+        raise ConfigError(f"--set {foreign[0]} is not of this stage; export takes settings export.NAME=VALUE.")
+    given = load(None, settings, flags).export
+    names = {s.partition("=")[0].removeprefix("export.") for s in settings}
+    names |= {k.removeprefix("export.") for k, v in flags.items() if v is not None}
+    return replace(saved, **{name: getattr(given, name) for name in names})
+
+
+def _engines(chosen: "ExportConfig", asked: bool) -> tuple[str, ...] | None:
+    """The capabilities to build for; None where nobody asked and no TensorRT is installed."""
+    from noisyssl.deploy.to_tensorrt import flavours
+
+    if not chosen.tensorrt or (not asked and not flavours()):
+        return None
+    return chosen.tensorrt
+
+
+def _method(init: str) -> str | None:
+    from noisyssl.pipelines.pretrain import backbone_of
+
+    return str(backbone_of(Path(init))[1]["method"]) if init else None

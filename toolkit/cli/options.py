@@ -1,0 +1,61 @@
+"""Options that several commands share, and the configuration they make."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from noisyssl.config import Config
+    from noisyssl.pipelines.samples import Samples
+
+Recipe = Annotated[str | None, typer.Option(help="TOML file with settings, or the name of a shipped recipe.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, such as data.size=64; may be given again.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
+Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
+Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
+Quarantine = Annotated[bool | None, typer.Option("--quarantine", help="Leave broken files out and go on.")]
+AllowLeaks = Annotated[
+    bool | None, typer.Option("--allow-leaks", help="Go on although images or groups cross splits.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str, Any]) -> "Config":
+    """The configuration of a command line, with the automatic numbers filled in."""
+    from dataclasses import replace
+
+    from noisyssl.config import load
+    from noisyssl.pipelines.setup import threads_of
+
+    config = load(recipe, settings or (), flags)
+    return replace(config, threads=threads_of(config.threads))
+
+
+def open_data(config: "Config", labelled: bool | None = None, show: bool = True) -> "Samples":
+    """The samples that `config.data` names, scanned once; what was decided by itself goes to stderr."""
+    from noisyssl.cli.progress import scanning
+    from noisyssl.errors import ConfigError
+    from noisyssl.pipelines.scan import open_samples
+
+    if not config.data.path:
+        raise ConfigError("no data given; name class folders, a CSV, an npz or a packed folder.")
+    with scanning(show) as progress:
+        samples = open_samples(
+            Path(config.data.path),
+            seed=config.data.split_seed,
+            quarantine=config.data.quarantine,
+            allow_leaks=config.data.allow_leaks,
+            labelled=labelled,
+            threads=config.threads,
+            progress=progress,
+        )
+    if show:
+        for note in samples.notes:
+            typer.echo(f"note: {note}", err=True)
+    return samples

@@ -1,0 +1,161 @@
+"""`noisyssl predict`: a bundle's labels for images, as a table, JSON lines or CSV."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+from noisyssl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from noisyssl.deploy.predict import Row
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+class Style(Protocol):
+    """How a row is written."""
+
+    def start(self) -> str: ...
+    def line(self, row: "Row") -> str: ...
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder written by `noisyssl export`.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders, or CSVs with a column 'path'.")],
+    runtime: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
+    batch: Annotated[int, typer.Option(help="Images per call of the runtime.")] = 32,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads that decode, and that compute.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV with one column per class.")] = False,
+) -> None:
+    """Label images with a bundle; a broken file gets a row with its reason, the others are served.
+
+    Exit code 0 when at least one image was served, 5 when none could be.
+    """
+    from noisyssl.deploy.predict import predict as rows_of
+    from noisyssl.deploy.predict import sources
+    from noisyssl.deploy.runtime import open_runtime
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv are both given; choose one.")
+    if not 1 <= batch <= 4096:
+        raise ConfigError(f"--batch is {batch}; it must lie in 1-4096.")
+    items = sources(images)
+    served = failed = 0
+    try:
+        with open_runtime(bundle, runtime, device, threads) as opened:
+            classes = opened.manifest.classes
+            style: Style = Json(classes) if as_json else Csv(classes) if as_csv else Table(classes)
+            sys.stdout.write(style.start())
+            for row in rows_of(opened, items, batch=batch, threads=threads):
+                sys.stdout.write(f"{style.line(row)}\n")
+                sys.stdout.flush()
+                failed += row.error is not None
+                served += row.error is None
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if failed:
+        if not served:
+            raise DataError(f"all {failed:,} images could not be read; their rows say why. Check the paths.")
+        typer.echo(
+            f"{failed:,} of {served + failed:,} images could not be read; their rows say why.", err=True
+        )
+
+
+class Table:
+    """Aligned columns: path, label, probability."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = [printable(name) for name in classes]
+        self.label = max(len("label"), *map(len, self.classes))
+        self.path = 40
+
+    def start(self) -> str:
+        return self._columns("path", "label", "probability") + "\n"
+
+    def line(self, row: "Row") -> str:
+        path = printable(row.path)
+        self.path = max(self.path, len(path)) if len(path) <= 80 else self.path
+        if row.probabilities is None:
+            return f"{path:<{self.path}}  error: {printable(row.error or '')}"
+        best = int(row.probabilities.argmax())
+        return self._columns(path, self.classes[best], f"{row.probabilities[best]:.4f}")
+
+    def _columns(self, path: str, label: str, probability: str) -> str:
+        return f"{path:<{self.path}}  {label:<{self.label}}  {probability}"
+
+
+class Json:
+    """One object per line: path, label, probability, probabilities by class; or path, error."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+
+    def start(self) -> str:
+        return ""
+
+    def line(self, row: "Row") -> str:
+        fields: dict[str, object] = {"path": row.path}
+        if row.probabilities is None:
+            fields["error"] = row.error
+        else:
+            best = int(row.probabilities.argmax())
+            values = [round(float(value), 6) for value in row.probabilities]
+            fields |= {"label": self.classes[best], "probability": values[best]}
+            fields["probabilities"] = dict(zip(self.classes, values, strict=True))
+        return json.dumps(fields)
+
+
+class Csv:
+    """path, label, probability, error, then one column `p_CLASS` per class."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+
+    def start(self) -> str:
+        header = ["path", "label", "probability", "error", *(f"p_{name}" for name in self.classes)]
+        return self._row(header) + "\n"
+
+    def line(self, row: "Row") -> str:
+        if row.probabilities is None:
+            return self._row([row.path, "", "", row.error or "", *("" for _ in self.classes)])
+        best = int(row.probabilities.argmax())
+        values = [f"{value:.6f}" for value in row.probabilities]
+        return self._row([row.path, self.classes[best], values[best], "", *values])
+
+    def _row(self, cells: Sequence[str]) -> str:
+        line = Line()
+        csv.writer(line, lineterminator="").writerow([inert(printable(cell)) for cell in cells])
+        return line.text
+
+
+class Line:
+    """The file that `csv` wants, for one row."""
+
+    text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+def inert(cell: str) -> str:
+    """`cell` with an apostrophe before what a spreadsheet would take for a formula."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and undecodable bytes escaped, so that one row stays one line."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode()
+        for letter in text
+    )

@@ -1,0 +1,265 @@
+"""`noisyssl pretrain` and `noisyssl train`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisyssl.cli.options import (
+    AllowLeaks,
+    Batch,
+    Device,
+    Epochs,
+    Json,
+    Quarantine,
+    Recipe,
+    Seed,
+    Set,
+    Size,
+    open_data,
+    resolve,
+)
+from noisyssl.cli.progress import training_progress
+from noisyssl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from noisyssl.config import Config
+    from noisyssl.pipelines.run import Run
+    from noisyssl.pipelines.samples import Samples
+
+Data = Annotated[
+    Path | None, typer.Argument(help="Class folders, CSV, npz or packed folder; --resume knows it.")
+]
+Out = Annotated[Path, typer.Option(help="Run folder to create.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Starting weights: .safetensors or a PyTorch state dict.")
+]
+
+
+def pretrain(
+    data: Data = None,
+    *,
+    out: Out,
+    method: Annotated[str | None, typer.Option(help="Self-supervised method: simclr or rotation.")] = None,
+    weights: Weights = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    size: Size = None,
+    quarantine: Quarantine = None,
+    allow_leaks: AllowLeaks = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a backbone from images alone."""
+    flags = {
+        "pretrain.method": method,
+        "pretrain.weights": _path(weights),
+        "pretrain.epochs": epochs,
+        "pretrain.batch": batch,
+    } | _shared(data, seed, device, size, quarantine, allow_leaks)
+    config = settings(out, "pretrain", recipe, set_, flags, resume)
+    metrics = run_stage("pretrain", config, out, resume=resume)
+    if as_json:
+        typer.echo(json.dumps(metrics))
+    else:
+        typer.echo(f"{out}: {metrics['method']}, {metrics['epochs']} epochs, loss {metrics['loss']:.4f}, "
+                   f"{metrics['seconds']:.0f} s. Next: noisyssl train DATA --init {out} --out RUN")  # fmt: skip
+
+
+def train(
+    data: Data = None,
+    *,
+    out: Out,
+    init: Annotated[Path | None, typer.Option(help="Pretraining run to start from.")] = None,
+    pretrain_method: Annotated[
+        str | None, typer.Option("--pretrain", help="Pretrain by this method first, into OUT-pretrain.")
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="Label noise to inject, such as symmetric:0.4.")] = None,
+    objective: Annotated[str | None, typer.Option(help="What is minimised: ce or gce.")] = None,
+    val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
+    weights: Weights = None,
+    recipe: Recipe = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    epochs: Epochs = None,
+    batch: Batch = None,
+    size: Size = None,
+    quarantine: Quarantine = None,
+    allow_leaks: AllowLeaks = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a classifier on labels some of which are wrong."""
+    if init and pretrain_method:
+        raise ConfigError("--init and --pretrain are both given; keep --init RUN, or --pretrain to make one.")
+    before = out.with_name(f"{out.name}-pretrain") if pretrain_method else None
+    flags = {
+        "train.init": _path(init or before),
+        "pretrain.method": pretrain_method,
+        "train.noise": noise,
+        "train.objective": objective,
+        "train.val_labels": val_labels,
+        "train.weights": _path(weights),
+        "train.epochs": epochs,
+        "train.batch": batch,
+    } | _shared(data, seed, device, size, quarantine, allow_leaks)
+    flags = architecture_of(init) | flags if init else flags
+    config = settings(out, "train", recipe, set_, flags, resume)
+    _check_noise(config)
+    if before is not None:
+        run_stage("pretrain", _without_training(config), before, resume=before.exists())
+    metrics = run_stage("train", config, out, resume=resume)
+    if as_json:
+        typer.echo(json.dumps(metrics))
+    else:
+        for line in summary(metrics):
+            typer.echo(line)
+        typer.echo(f"Next: noisyssl export {out} BUNDLE")
+
+
+def settings(
+    out: Path, stage: str, recipe: str | None, set_: list[str] | None, flags: dict[str, Any], resume: bool
+) -> "Config":
+    """The configuration; of a run that is resumed its own, which anything given must agree with."""
+    from noisyssl.pipelines.run import Run
+
+    if not resume:
+        if out.exists():
+            raise ConfigError(f"--out {out} already exists; give a new folder, or --resume to go on with it.")
+        return resolve(recipe, set_, flags)
+    from noisyssl.config import assign, literal, parse, read_recipe, tree_of
+
+    run = Run.open(out, stage)
+    tree = tree_of(run.config())
+    if recipe:
+        _merge(tree, read_recipe(recipe))
+    for setting in set_ or ():
+        name, _, text = setting.partition("=")
+        assign(tree, name.strip(), literal(text.strip()))
+    for name, value in flags.items():
+        if value is not None:
+            assign(tree, name, value)
+    run.must_match(config := parse(tree))
+    return config
+
+
+def run_stage(
+    stage: str, config: "Config", out: Path, *, resume: bool = False, samples: "Samples | None" = None
+) -> dict[str, Any]:
+    """Open the data and run (or resume, or find finished) one stage in `out`; its metrics."""
+    from noisyssl.pipelines.pretrain import pretrain
+    from noisyssl.pipelines.run import Run
+    from noisyssl.pipelines.signals import caught
+    from noisyssl.pipelines.train import must_be_learnable, train
+
+    with caught() as stopped:
+        if resume and Run.open(out, stage).is_finished():
+            typer.echo(f"{out} is finished already.", err=True)
+            return Run(out).metrics()
+        samples = samples or open_data(config, labelled=None if stage == "train" else False)
+        if stage == "train":
+            must_be_learnable(samples)
+        run = Run.open(out, stage) if resume else Run.create(out, config, stage, samples)
+        run.must_hold(samples)
+        work: Callable[..., dict[str, Any]] = train if stage == "train" else pretrain
+        with training_progress(f"{stage} {out.name}") as show, _events(config, stage, run) as board:
+            run.shown = lambda entry: (show(entry), board(entry))
+            return work(config, samples, run, stopped=stopped)
+
+
+def architecture_of(init: Path) -> dict[str, Any]:
+    """The settings a pretraining run imposes: its backbone, stem and image size."""
+    from noisyssl.pipelines.pretrain import backbone_of
+
+    _, facts = backbone_of(init)
+    return {"backbone": facts["backbone"], "stem": facts["stem"], "data.size": facts["size"]}
+
+
+def summary(metrics: dict[str, Any]) -> list[str]:
+    """BEST, LAST and the two colour baselines with their intervals."""
+    rows = [
+        (f"BEST (epoch {metrics['best']['epoch']}, {metrics['best']['chosen_on']})", metrics["best"]["figures"]),
+        (f"LAST (mean of epochs {metrics['last']['epochs'][0]}-{metrics['last']['epochs'][-1]})",
+         metrics["last"]["figures"]),
+        *((f"baseline {name.replace('_', ' ')}", value) for name, value in metrics["baselines"].items()),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
+    noise = metrics["noise"]
+    first = f"noise {noise['spec']}: {noise['realised']:.3f} of the training labels are wrong ({noise['flips']} flips)"
+    return [
+        first,
+        f"{'test figures [95 % interval]':<{width}}  balanced accuracy      accuracy               macro AUROC",
+        *(
+            f"{name:<{width}}  {interval(f['balanced_accuracy'])}  {interval(f['accuracy'])}  "
+            f"{interval(f['macro_auroc'])}"
+            for name, f in rows
+        ),
+    ]
+
+
+def interval(figure: dict[str, Any]) -> str:
+    """`0.893 [0.871, 0.914]`."""
+    if figure["low"] is None:
+        return f"{figure['value']:.3f}" + " " * 16
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def _events(config: "Config", stage: str, run: "Run") -> Any:
+    from contextlib import nullcontext
+
+    if not getattr(config, stage).tensorboard:
+        return nullcontext(lambda entry: None)
+    from noisyssl.pipelines.board import tensorboard
+
+    return tensorboard(run.folder / "tensorboard")
+
+
+def _check_noise(config: "Config") -> None:
+    from noisyssl.noise import parse
+
+    parse(config.train.noise)
+
+
+def _without_training(config: "Config") -> "Config":
+    from noisyssl.config import TrainConfig
+
+    return replace(config, train=TrainConfig(options=config.train.options, objective=config.train.objective))
+
+
+def _shared(
+    data: Path | None,
+    seed: int | None,
+    device: str | None,
+    size: int | None,
+    quarantine: bool | None,
+    allow_leaks: bool | None,
+) -> dict[str, Any]:
+    return {
+        "data.path": _path(data),
+        "data.size": size,
+        "data.quarantine": quarantine,
+        "data.allow_leaks": allow_leaks,
+        "seed": seed,
+        "device": device,
+    }
+
+
+def _path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    for name, value in other.items():
+        if isinstance(value, dict):
+            _merge(tree.setdefault(name, {}), value)
+        else:
+            tree[name] = value

@@ -1,0 +1,43 @@
+"""The contract of whatever `fit` minimises: a self-supervised method or noisy classification."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor, nn
+
+from noisyssl.batch import Batch, Terms
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Indices (M,) int64 -> evaluation-view logits (M, K) float32 of the module being trained."""
+
+
+class Objective(nn.Module):
+    """The loss is `forward`, so DDP, torch.compile and autocast wrap one call."""
+
+    def forward(self, batch: Batch) -> Terms:
+        """Scalar terms of this batch with "loss", which is minimised; loss mathematics in float32."""
+        raise NotImplementedError
+
+    def before_epoch(self, predict: Predict) -> None:
+        """Called before each epoch, also the first after a resume."""
+
+    def after_step(self, progress: float, ok: Tensor) -> None:
+        """Called after each optimizer step: EMA targets and queues move here.
+
+        Args:
+            progress: 0 to 1 over the whole training.
+            ok: () bool on the device; False when the step was skipped, and then nothing may move
+                (weigh the change with it: reading it on the host would wait for the GPU).
+        """
+
+    def parameter_groups(self) -> list[dict]:
+        """Parameters for the optimizer: weights decay and adapt, biases and norms do neither.
+
+        `lr_scale` multiplies the scheduled learning rate; `adapt` is LARS's trust ratio.
+        """
+        weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        return [
+            {"params": weights, "lr_scale": 1.0, "adapt": True},
+            {"params": others, "lr_scale": 1.0, "adapt": False, "weight_decay": 0.0},
+        ]
