@@ -2,5 +2,5 @@
 
 if __name__ != "noisyssl.benchmarks":
     raise ImportError(
-        "folder benchmarks/ is the package noisyssl.benchmarks: run `pip install -e .` and import noisyssl.benchmarks instead"
+        "folder benchmarks/ is the package noisyssl.benchmarks: run `pip install -e .`, then import that name"
     )

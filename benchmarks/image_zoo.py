@@ -127,7 +127,7 @@ def _bmp(bits: int) -> Encode:
     return encode
 
 
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 FAST: dict[str, Any] = {"compress_level": 1}
 KINDS: dict[str, tuple[str, Encode]] = {
     "JPEG 4:4:4": ("jpg", _pillow("JPEG", quality=92, subsampling=0)),

@@ -63,12 +63,17 @@ class Line:
 
 
 def curves(
-    lines: Sequence[Line], *, x: str, y: str, mark: tuple[float, float, str] | None = None, log: bool = False
+    lines: Sequence[Line],
+    *,
+    x: str,
+    mark: tuple[float, float, str] | None = None,
+    log: bool = False,
+    smooth: bool = False,
 ) -> str:
     """SVG of lines that share both axes; `mark` is (x, y, words) of one point to show.
 
-    More than 60 points are drawn pale behind their running mean. `log` draws a logarithmic y axis where all
-    values are positive.
+    `smooth` draws more than 60 points pale behind their running mean. `log` draws a logarithmic y axis where
+    all values are positive.
     """
     with _drawing(4.4, 2.7) as (axes, svg):
         ends = []
@@ -76,16 +81,17 @@ def curves(
             xs, ys = _finite(line.x, line.y)
             if not len(xs):
                 continue
-            noisy = len(xs) > 60
+            noisy = smooth and len(xs) > 60
             drawn = _running_mean(ys, max(3, len(ys) // 25)) if noisy else ys
             keep = np.unique(np.linspace(0, len(xs) - 1, MOST_POINTS).astype(int))
             if noisy:
                 axes.plot(xs[keep], ys[keep], color=COLOURS[line.colour], linewidth=0.7, alpha=0.3)
-            axes.plot(
-                xs[keep], drawn[keep], color=COLOURS[line.colour], linewidth=1.6, solid_capstyle="round"
-            )
-            if len(xs) == 1:
-                axes.plot(xs, ys, "o", color=COLOURS[line.colour], markersize=4)
+            style: dict[str, Any] = {"color": COLOURS[line.colour], "linewidth": 1.6}
+            if len(xs) == len(line.x) > 1:
+                axes.plot(xs[keep], drawn[keep], **style)
+            else:  # with gaps: a line across them would claim values that nobody measured
+                values = [float("nan") if value is None else value for value in line.y]
+                axes.plot(line.x, values, marker="o", markersize=3, **style)
             ends.append((float(drawn[-1]), float(xs[-1]), line))
         if log and all(value > 0 for line in lines for value in line.y if value is not None):
             axes.set_yscale("log")
@@ -94,13 +100,18 @@ def curves(
             axes.plot([mark[0]], [mark[1]], "o", color=COLOURS["ink"], markersize=5)
             side = "right" if mark[0] > np.mean(axes.get_xlim()) else "left"
             shift = (-5 if side == "right" else 5, 2)
-            style: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "bottom"}
-            place = (mark[0], 0.0)
             axes.annotate(
-                mark[2], place, shift, xycoords=("data", "axes fraction"), fontweight="bold", **style
+                mark[2],
+                (mark[0], 0.0),
+                shift,
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha=side,
+                va="bottom",
+                fontweight="bold",
             )
         axes.set_xlabel(x)
-        axes.set_ylabel(y)
+        axes.locator_params(axis="x", nbins=8, integer=True)
         axes.set_xlim(right=axes.get_xlim()[1])
         _label_ends(axes, ends if len(lines) > 1 else [])
         return svg()
@@ -168,13 +179,13 @@ def _drawing(width: float, height: float, square: bool = False) -> Iterator[tupl
 
 
 def themed(svg: str) -> str:
-    """The SVG of a plot as an HTML fragment: the page's colours and typeface, no prolog, ids or fixed size."""
+    """A plot's SVG as an HTML fragment: the page's colours and typeface, no prolog, ids or fixed size."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r' (xmlns(:xlink)?|version)="[^"]*"', "", svg)
     svg = re.sub(r'<svg width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"', "<svg", svg)
-    svg = re.sub(r"(font:[^;\"]*?[\d.]+px )[^;\"]*", r"\1var(--sans)", svg)
+    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)  # inherited from the page
     for name, placeholder in COLOURS.items():
         svg = svg.replace(placeholder, f"var(--{name})")
     return svg

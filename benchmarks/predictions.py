@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,6 +79,19 @@ def chosen(probabilities: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict
         "Wrong and most confident": sure[wrong[sure]],
     }
     return {title: row[:SHOWN].tolist() for title, row in rows.items()}
+
+
+def confused(
+    classes: Sequence[str], matrix: Sequence[Sequence[float]], most: int = 8
+) -> list[dict[str, Any]]:
+    """The `most` frequent mistakes in a (K, K) confusion matrix: true, predicted, count, share of the row."""
+    found: list[dict[str, Any]] = [
+        {"true": classes[i], "predicted": classes[j], "count": count, "share": count / sum(row)}
+        for i, row in enumerate(matrix)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda one: -float(one["count"]))[:most]
 
 
 def pictures(samples: Path, data: Path) -> Callable[[int], tuple[str, str] | None]:

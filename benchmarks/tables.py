@@ -115,7 +115,7 @@ def rewrite(text: str, records: Sequence[Record]) -> str:
 
 
 def cell(value: Any, spread: Mapping[str, float] | None = None) -> str:
-    """A figure as a reader wants it: four significant digits, the 10th to 90th percentile behind it."""
+    """A figure as a reader wants it: three or four digits, the 10th to 90th percentile behind it."""
     if spread:
         return f"{cell(value)} ({cell(spread['p10'])} to {cell(spread['p90'])})"
     if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
@@ -127,6 +127,8 @@ def cell(value: Any, spread: Mapping[str, float] | None = None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
+        if 0 < abs(value) < 0.01:
+            return f"{value:.2g}"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{3 if abs(value) < 10 else 1}f}"
     if isinstance(value, list | tuple):
         return ", ".join(cell(item) for item in value)

@@ -2,5 +2,5 @@
 
 if __name__ != "noisyssl.deploy":
     raise ImportError(
-        "folder deploy/ is the package noisyssl.deploy: run `pip install -e .` and import noisyssl.deploy instead"
+        "folder deploy/ is the package noisyssl.deploy: run `pip install -e .`, then import that name"
     )

@@ -114,9 +114,8 @@ def content(folder: Path, manifest: Manifest, name: str) -> bytes:
         BundleError: the manifest does not list `name`, or the file differs from it.
     """
     if name not in manifest.files:
-        raise BundleError(
-            f"{folder} holds no {name}; it holds {', '.join(sorted(manifest.files))}. Export it again."
-        )
+        listed = ", ".join(sorted(manifest.files))
+        raise BundleError(f"{folder} lists no {name}; it lists {listed}. Export it again.")
     with _opened(folder, name) as file:
         data = file.read()
     _same(folder / name, hashlib.sha256(data).hexdigest(), manifest.files[name])

@@ -62,9 +62,13 @@ class Gpu:
         self.name = text.value.decode(errors="replace")
         self.capability = f"SM{self._attribute(MAJOR)}{self._attribute(MINOR)}"
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
-        self.enter()
         stream = ctypes.c_void_p()
-        self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(0))
+        try:
+            self.enter()
+            self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(0))
+        except MachineError:
+            self.close()
+            raise
         self.stream = stream.value or 0
 
     def enter(self) -> None:
@@ -104,7 +108,8 @@ class Gpu:
         for address in self._memory:
             self._call("cuMemFree_v2", ctypes.c_uint64(address))
         self._memory.clear()
-        self._call("cuStreamDestroy_v2", ctypes.c_void_p(self.stream))
+        if self.stream:
+            self._call("cuStreamDestroy_v2", ctypes.c_void_p(self.stream))
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
         self._context = ctypes.c_void_p()
 

@@ -55,21 +55,33 @@ def check(
         ) from None
     network = copy.deepcopy(classifier).cpu().float().eval()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4
+    # torch and ONNX Runtime take turns here: waiting threads of one must not hold the cores of the other
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def served(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            logits, probabilities = session.run(["logits", "probabilities"], {"image": batch})
+        except Exception as error:  # onnxruntime's own classes share no public base
+            raise _refused(onnx_path, f"a batch of {len(batch)}", error) from error
+        _finite(logits, onnx_path.name)
+        return logits, probabilities
 
     def reference(batch: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return network(torch.tensor(batch).permute(0, 3, 1, 2)).numpy()
 
+    try:
+        session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _refused(onnx_path, "to load", error) from error
     n = changes = beyond = 0
     worst = spread = 0.0
     first: list[np.ndarray] = []
     for batch in images:
         expected = reference(batch)
-        found, probabilities = session.run(["logits", "probabilities"], {"image": batch})
         _finite(expected, "the classifier")
-        _finite(found, str(onnx_path.name))
+        found, probabilities = served(batch)
         worst = max(worst, float(np.abs(found - expected).max()))
         spread = max(spread, float(np.abs(probabilities - _softmax(found)).max()))
         rows, old, new = np.arange(len(batch)), expected.argmax(1), found.argmax(1)
@@ -86,8 +98,7 @@ def check(
     expected = reference(pile)
     batches = {}
     for size in BATCHES:
-        found = session.run(["logits"], {"image": pile[:size]})[0]
-        _finite(found, str(onnx_path.name))
+        found, _ = served(pile[:size])
         batches[str(size)] = float(np.abs(found - expected[:size]).max())
     parity = Parity(
         n=n, tolerance=tolerance, max_logit_difference=worst, top1_changes=changes,
@@ -102,6 +113,14 @@ def check(
             "constraints.txt and export again."
         )
     return parity
+
+
+def _refused(path: Path, what: str, error: Exception) -> ExportError:
+    reason = " ".join(str(error).split())[:300]
+    return ExportError(
+        f"{path.name} refuses {what} in ONNX Runtime: {reason}. No bundle was written; install the versions "
+        "of constraints.txt and export again."
+    )
 
 
 def _finite(logits: np.ndarray, who: str) -> None:

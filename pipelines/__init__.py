@@ -2,5 +2,5 @@
 
 if __name__ != "noisyssl.pipelines":
     raise ImportError(
-        "folder pipelines/ is the package noisyssl.pipelines: run `pip install -e .` and import noisyssl.pipelines instead"
+        "folder pipelines/ is the package noisyssl.pipelines: run `pip install -e .`, then import that name"
     )

@@ -1,11 +1,11 @@
-"""The brushes of generated tissue: smooth noise, nuclei, fibres and cells as haematoxylin and eosin densities."""
+"""The brushes of generated tissue: smooth noise, nuclei, fibres and cells as densities of two stains."""
 
 from functools import lru_cache
 
 import numpy as np
 
 FIELD = 64.0
-"""Width of a tile in units of length; at 64 pixels a unit is a pixel, other sizes paint the same scene finer."""
+"""Width of a tile in units of length; at 64 pixels a unit is a pixel, larger tiles show the same finer."""
 
 
 @lru_cache(maxsize=64)
@@ -116,11 +116,23 @@ class Canvas:
         profile = np.interp(across, knots + self.uniform(-0.2, 0.2, knots.size) * pitch, heights)
         return np.clip((profile - gap) / (1 - gap) + 0.1, 0, 1).astype(np.float32)
 
-    def cells(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distance of each pixel to the nearest and the second nearest of the (N,) centres."""
-        square = (self.y[..., None] - y) ** 2 + (self.x[..., None] - x) ** 2
-        near = np.sqrt(np.partition(square, 1, axis=-1)[..., :2])
-        return near[..., 0], near[..., 1]
+    def cells(
+        self, y: np.ndarray, x: np.ndarray, stretch: float = 1.0, turn: float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distance of each pixel to the nearest and to the second nearest of the (N,) centres.
+
+        Distances along the direction `turn` (radians) are divided by `stretch`, those across it multiplied.
+        """
+        cos, sin = np.cos(turn), np.sin(turn)
+        near = np.full((self.size, self.size), np.inf, np.float32)
+        second = near.copy()
+        along, across = (self.x * cos + self.y * sin) / stretch, (self.y * cos - self.x * sin) * stretch
+        for u, v in zip((x * cos + y * sin) / stretch, (y * cos - x * sin) * stretch, strict=True):
+            square = np.square(along - u)
+            square += np.square(across - v)
+            np.minimum(second, np.maximum(near, square), out=second)
+            np.minimum(near, square, out=near)
+        return np.sqrt(near), np.sqrt(second)
 
     def at(self, picture: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """(N,) values of a (size, size) picture at the pixels nearest to (y, x)."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from noisyssl.images import decode
-from noisyssl.pipelines.draws import Draws, Slot, draw
+from noisyssl.pipelines.draws import NO_BLUR, Draws, Slot, draw
 from noisyssl.pipelines.samples import Samples
 from noisyssl.views import View
 
@@ -38,7 +38,9 @@ class DaliStream:
         self.flying: list[Slot] = []
         """Slots taken from the schedule and not yet handed out, oldest first."""
         self._samples, self._views, self._slots, self._seed = samples, views, slots, seed
-        self._cuda = device if device.type == "cuda" else None
+        self._cuda: int | None = None
+        if device.type == "cuda":
+            self._cuda = torch.cuda.current_device() if device.index is None else device.index
         self._pool = ThreadPoolExecutor(threads)
         self._reading: list[Future[np.ndarray]] = []
         self._read_ahead()
@@ -48,7 +50,7 @@ class DaliStream:
             encoded=samples.array is None,
             batch_size=batch,
             num_threads=threads,
-            device_id=None if self._cuda is None else (self._cuda.index or 0),
+            device_id=self._cuda,
             prefetch_queue_depth=prefetch,
         )
 
@@ -59,8 +61,9 @@ class DaliStream:
             views = tuple(torch.from_dlpack(out.as_tensor()) for out in self._pipe.run())
         else:
             # bound to torch's stream, so that DALI waits for this copy before it reuses the buffers
-            stream = torch.cuda.current_stream(self._cuda)
-            views = tuple(torch.from_dlpack(out.as_tensor()).clone() for out in self._pipe.run(stream))
+            with torch.cuda.device(self._cuda):
+                outputs = self._pipe.run(torch.cuda.current_stream())
+                views = tuple(torch.from_dlpack(out.as_tensor()).clone() for out in outputs)
         self.flying.pop(0)
         return tuple(view.permute(0, 3, 1, 2) for view in views)
 
@@ -103,9 +106,10 @@ def arguments(view: View, draws: Draws) -> list[np.ndarray]:
     end = (np.where(vertical, draws.top, draws.bottom), np.where(horizontal, draws.left, draws.right))
     fed = [np.stack(start, 1), np.stack(end, 1)]
     if has_colour(view):
-        fed += [draws.brightness, draws.contrast, draws.saturation, draws.hue]
+        neutral = (draws.brightness == 1) & (draws.contrast == 1) & (draws.saturation == 1) & (draws.hue == 0)
+        fed += [~neutral, draws.brightness, draws.contrast, draws.saturation, draws.hue]
     if has_blur(view):
-        fed += [draws.sigma, draws.window()]
+        fed += [draws.sigma > NO_BLUR, draws.sigma, draws.window()]
     return fed
 
 
@@ -130,12 +134,17 @@ def augment(image: Any, view: View, fed: Iterator[Any]) -> Any:
         roi_relative=False,
         antialias=True,
     )
+    # DALI traces these conditions on (B,) booleans: only the samples concerned pass through the operator
     if has_colour(view):
-        image = fn.color_twist(
-            image, brightness=next(fed), contrast=next(fed), saturation=next(fed), hue=next(fed)
-        )
+        coloured, brightness, contrast, saturation, hue = (next(fed) for _ in range(5))
+        if coloured:
+            image = fn.color_twist(
+                image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+            )
     if has_blur(view):
-        image = fn.gaussian_blur(image, sigma=next(fed), window_size=next(fed))
+        blurred, sigma, window = (next(fed) for _ in range(3))
+        if blurred:
+            image = fn.gaussian_blur(image, sigma=sigma, window_size=window)
     return image
 
 
@@ -153,9 +162,9 @@ def view_graph(
     from nvidia.dali import fn, pipeline_def
 
     gpu = settings["device_id"] is not None
-    counts = [2 + 4 * has_colour(view) + 2 * has_blur(view) for view in views]
+    counts = [2 + 5 * has_colour(view) + 3 * has_blur(view) for view in views]
 
-    @pipeline_def
+    @pipeline_def(enable_conditionals=True)
     def graph() -> tuple[Any, ...]:
         image, *rest = fn.external_source(
             source=source,

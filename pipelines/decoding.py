@@ -189,20 +189,21 @@ def _remember(cache: Path, scan: Scan, notes: list[str] | None) -> None:
 def _statuses(names: list[str], pool: ThreadPool) -> tuple[np.ndarray, np.ndarray]:
     """(N,) sizes and times of files; -1 where there is no file. Threads hide a network disk's latency."""
     blocks = [names[i : i + 4096] for i in range(0, len(names), 4096)]
-    pairs = np.array([pair for block in pool.imap(_status_block, blocks) for pair in block], np.int64)
-    pairs = pairs.reshape(len(names), 2)
-    return pairs[:, 0].copy(), pairs[:, 1].copy()
+    found = [np.empty((2, 0), np.int64), *pool.imap(_status_block, blocks)]
+    sizes, times = np.concatenate(found, axis=1)
+    return sizes, times
 
 
-def _status_block(names: list[str]) -> list[tuple[int, int]]:
-    found = []
+def _status_block(names: list[str]) -> np.ndarray:
+    sizes, times = [], []
     for name in names:
         try:
             status = os.stat(name)
-            found.append((status.st_size, status.st_mtime_ns))
         except (OSError, ValueError):
-            found.append((-1, -1))
-    return found
+            status = None
+        sizes.append(status.st_size if status else -1)
+        times.append(status.st_mtime_ns if status else -1)
+    return np.array([sizes, times], np.int64)
 
 
 def _file_digest(name: str) -> bytes:

@@ -138,11 +138,16 @@ def _identical(samples: Samples, digests: np.ndarray) -> Identical:
 def _crossing(samples: Samples) -> tuple[tuple[str, tuple[str, ...]], ...]:
     if len(set(samples.groups)) == len(samples):
         return ()
-    seen: dict[str, set[str]] = {}
-    for group, split in set(zip(samples.groups, samples.splits.tolist(), strict=True)):
-        seen.setdefault(group, set()).add(split)
-    crossing = {group: splits for group, splits in seen.items() if len(splits) > 1}
-    return tuple((group, tuple(s for s in SPLITS if s in crossing[group])) for group in sorted(crossing))
+    number = {group: i for i, group in enumerate(sorted(set(samples.groups)))}
+    code = np.fromiter(map(number.__getitem__, samples.groups), np.int64, len(samples))
+    present = np.zeros((len(SPLITS), len(number)), bool)
+    for row, split in enumerate(SPLITS):
+        present[row, code[samples.where(split)]] = True
+    names = list(number)
+    return tuple(
+        (names[group], tuple(split for split, here in zip(SPLITS, present[:, group], strict=True) if here))
+        for group in np.flatnonzero(present.sum(axis=0) > 1).tolist()
+    )
 
 
 def class_faults(samples: Samples) -> list[str]:

@@ -4,6 +4,7 @@ Colour is optical density of haematoxylin and eosin: Ruifrok and Johnston, Anal.
 """
 
 import csv
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -18,15 +19,15 @@ from noisyssl.errors import ConfigError
 from noisyssl.pipelines.canvas import FIELD, Canvas
 from noisyssl.pipelines.tissue import KINDS
 
-LEVELLING = 0.5
+LEVELLING = 0.6
 """How far each tile's stain is pulled to its slide's: at 1 every class holds the same amount on average."""
-THICKNESS = 0.25
+THICKNESS = 0.32
 """Spread of the log of a tile's stain about its slide's."""
-CONTRAST = 0.15
+CONTRAST = 0.18
 """Spread of the log of the power that a tile's densities are raised to."""
-INTRUSION = 0.4
+INTRUSION = 0.3
 """Share of tiles into which a second kind of tissue reaches."""
-INTRUDED = (0.1, 0.35)
+INTRUDED = (0.1, 0.33)
 """Range of the share of such a tile that the second kind covers."""
 REPEATS = 2
 """Tiles of each class on a slide."""
@@ -64,8 +65,8 @@ def slide(seed: int, number: int) -> Slide:
         stains=(stains / np.linalg.norm(stains, axis=1, keepdims=True)).astype(np.float32),
         amounts=rng.uniform((0.2, 0.2), (0.4, 0.45)).astype(np.float32),
         white=rng.uniform(225, 250, 3).astype(np.float32),
-        blur=float(rng.uniform(0.35, 0.8)),
-        noise=float(rng.uniform(2, 6)),
+        blur=float(rng.uniform(0.35, 0.7)),
+        noise=float(rng.uniform(2, 5)),
         order=np.concatenate([rng.permutation(len(CLASSES)) for _ in range(REPEATS)]),
     )
 
@@ -128,11 +129,11 @@ def generate(
 ) -> None:
     """Writes `images/CLASS/SLIDE_NUMBER.png` and `manifest.csv` below `folder`.
 
-    The manifest (path, label, split, group, true_label) splits 70/15/15 by slide. Image i depends on
-    `seed`, `size` and i only, so a bigger set starts with the same images. A killed or failed call leaves no `folder`.
+    The manifest (path, label, split, group, true_label) splits 70/15/15 by slide. Image i depends on `seed`,
+    `size` and i only, so a bigger set starts with the same images. `folder` appears complete or not at all.
 
     Args:
-        size: pixels, 32-224; the same scene is painted finer.
+        size: pixels, 32-224; a tile covers the same piece of tissue at every size.
         progress: called with (images written, count) after each image.
 
     Raises:
@@ -169,7 +170,9 @@ def _write(
             image, label, number = paint(seed, index, size)
             name, group = CLASSES[label], f"slide{number:04d}"
             path = f"images/{name}/{group}_{index % TILES:02d}.png"
-            Image.fromarray(image).save(folder / path, compress_level=1)
+            encoded = io.BytesIO()  # Pillow writes a file in ten pieces
+            Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+            (folder / path).write_bytes(encoded.getvalue())
             table.writerow((path, name, splits[number], group, name))
             if progress is not None:
                 progress(index + 1, count)

@@ -149,13 +149,8 @@ class BatchedStream:
         threads: int,
     ) -> None:
         self.flying: list[Slot] = []
-        self._samples, self._views, self._slots, self._seed, self._device = (
-            samples,
-            views,
-            slots,
-            seed,
-            device,
-        )
+        self._samples, self._views, self._slots = samples, views, slots
+        self._seed, self._device = seed, device
         self._pool = ThreadPoolExecutor(threads)
         self._decoding: list[Future[np.ndarray]] = []
         self._decode_ahead()

@@ -141,14 +141,14 @@ def _kept(partial: Path, plan: dict[str, Any], say: Callable[[str], None] | None
     say = say or (lambda _: None)
     blocks: list[list[str]] = []
     try:
-        same, earlier = json.loads(described.read_text()) == plan, True
+        same, earlier = json.loads(described.read_text()) == plan and images.exists(), True
     except (OSError, ValueError):
         same, earlier = False, images.exists()
     head = _header(plan["shape"])
     if same:
         with images.open("rb") as file:
             if file.read(len(head)) == head:
-                for line in progress.read_text().splitlines() if progress.exists() else []:
+                for line in progress.read_text(errors="replace").splitlines() if progress.exists() else []:
                     data, digests = file.read(_block_bytes(plan, len(blocks))), line.split()
                     whole = len(digests) == 1 + min(BLOCK, plan["shape"][0] - len(blocks) * BLOCK)
                     if not (data and whole and digests[0] == hashlib.sha256(data).hexdigest()):
@@ -157,12 +157,12 @@ def _kept(partial: Path, plan: dict[str, Any], say: Callable[[str], None] | None
         say(f"{partial}: {sum(len(block) - 1 for block in blocks):,} images of an earlier pack are kept.")
     elif earlier:
         say(f"{partial} holds an unfinished pack of other data or settings; it is started afresh.")
-    write_whole(described, json.dumps(plan))
     write_whole(progress, "".join(" ".join(block) + "\n" for block in blocks))
     with disk(images), images.open("r+b" if same else "wb") as file:
         if not same:
             file.write(head)
         file.truncate(len(head) + sum(_block_bytes(plan, block) for block in range(len(blocks))))
+    write_whole(described, json.dumps(plan))  # last: until here the old plan describes what lies there
     return blocks
 
 

@@ -47,7 +47,7 @@ def pretrain(
     backbone = build_backbone(config.backbone, config.stem)
     method = kind(backbone, stage.options, config.data.size)
     if stage.weights:
-        run.log(start_from(backbone, stage.weights))
+        run.log(start_from(backbone.trunk, stage.weights))
     state = prepare(method, stage, device)
     resumed = run.restore(state)
     loader = open_loader(

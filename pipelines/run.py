@@ -12,11 +12,12 @@ import tomli_w
 import torch
 
 from noisyssl import checkpoint
-from noisyssl.config import Config, differences, parse, tree_of
+from noisyssl.config import Config
 from noisyssl.errors import ConfigError, DataError, TrainingError
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.state import State
 from noisyssl.pipelines.tables import table_text
+from noisyssl.recipe import differences, parse, tree_of
 
 KEEP = 2
 """Training checkpoints kept: the newest, and one to fall back to."""
@@ -47,7 +48,9 @@ class Run:
         shutil.rmtree(beside, ignore_errors=True)
         (beside / "checkpoints").mkdir(parents=True)
         (beside / "config.toml").write_text(tomli_w.dumps(tree_of(config)), encoding="utf-8")
-        (beside / "samples.csv").write_text(table_text(samples.columns()), encoding="utf-8", errors="surrogateescape")
+        (beside / "samples.csv").write_text(
+            table_text(samples.columns()), encoding="utf-8", errors="surrogateescape"
+        )
         facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
         (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         beside.rename(folder)

@@ -105,8 +105,9 @@ def _survey(
     samples, pixels = _samples(listing, scan, seed, evaluation, notes, faults)
     if labelled is False:
         samples = samples.unlabelled()
+        faults.clear()  # too few groups for a split: nothing is held out
     if not evaluation:
-        faults += class_faults(samples)
+        faults = class_faults(samples) + faults
     return samples, report_on(source, samples, pixels, faults)
 
 
@@ -130,7 +131,8 @@ def _samples(
         for column in (names, true_names)
     )
     groups = good(listing.groups) if listing.groups else paths
-    groups = [group or path for group, path in zip(groups, paths, strict=True)]
+    if "" in groups:
+        groups = [group or path for group, path in zip(groups, paths, strict=True)]
     given = None if listing.splits is None else np.array(good(listing.splits), dtype="<U5")
     if given is None and (evaluation or len(classes) < 2 or not len(rows)):
         splits = np.full(len(rows), "test" if evaluation else "train", dtype="<U5")

@@ -95,7 +95,7 @@ def unquote(cell: str) -> str:
 def table_text(columns: Mapping[str, Iterable[object]]) -> str:
     """A CSV file with these columns, cells quoted."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # ends lines with CR LF, so a cell that holds either is put in quotes
     writer.writerow(columns)
     ready = [
         [quote(cell) if isinstance(cell, str) else cell for cell in column] for column in columns.values()

@@ -1,8 +1,8 @@
 """Nine kinds of tissue, painted as stain densities.
 
-The kinds differ in what stands where (nuclei, glands, fibres, vacuoles, streaks), hardly in how much stain they
-hold. They come in look-alikes, as in colon sections: muscle and stroma, lymphocytes and debris, mucosa and
-tumour, adipose and mucus.
+The kinds differ in what stands where (nuclei, glands, fibres, vacuoles, streaks); how much stain they hold is
+levelled afterwards. Some look alike, as in colon sections: muscle and stroma, lymphocytes and debris, mucosa
+and tumour, mucus and stroma.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def mucus(c: Canvas) -> None:
 def muscle(c: Canvas) -> None:
     """Broad parallel bundles that wave together, blunt nuclei along them."""
     angle = float(c.uniform(0, np.pi))
-    bundles = c.fibres(angle, float(c.uniform(1.0, 3.0)), 22, float(c.uniform(5.5, 8.0)), 0.15)
+    bundles = c.fibres(angle, float(c.uniform(1.0, 2.5)), 22, float(c.uniform(6.0, 8.5)), 0.15)
     c.eosin += 0.3 + 0.6 * bundles + 0.06 * c.smooth(2)
     c.haematoxylin += 0.12 + 0.06 * bundles
     y, x = c.scatter(float(c.uniform(9, 13)), 0.45, float(c.uniform(0.4, 0.8)))
@@ -75,7 +75,7 @@ def muscle(c: Canvas) -> None:
 def stroma(c: Canvas) -> None:
     """Thin collagen fibres that wander, thin pointed nuclei roughly along them."""
     angle = float(c.uniform(0, np.pi))
-    fibres = c.fibres(angle, float(c.uniform(3.0, 5.5)), 11, float(c.uniform(3.0, 5.0)), 0.25)
+    fibres = c.fibres(angle, float(c.uniform(3.0, 5.0)), 11, float(c.uniform(2.8, 4.2)), 0.25)
     c.eosin += 0.3 + 0.6 * fibres * np.clip(0.9 + 0.3 * c.smooth(8), 0, 2)
     c.haematoxylin += 0.12 + 0.06 * fibres
     y, x = c.scatter(float(c.uniform(9, 13)), 0.45, float(c.uniform(0.4, 0.8)))
@@ -85,12 +85,9 @@ def stroma(c: Canvas) -> None:
 def _glands(c: Canvas, spacing: float, oval: float, warp: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Radius of each pixel within its gland (1 at the wall), and the (N,) centres."""
     y, x = c.scatter(spacing, 0.12)
-    stretch, turn = c.uniform(1, oval), c.uniform(0, np.pi)
-    cos, sin = np.cos(turn), np.sin(turn)
-    dy, dx = c.y[..., None] - y, c.x[..., None] - x
-    square = ((dx * cos + dy * sin) / stretch) ** 2 + ((dy * cos - dx * sin) * stretch) ** 2
-    radius = np.sqrt(square.min(axis=-1)) / (0.46 * spacing) + warp * c.smooth(6)
-    return radius.astype(np.float32), y, x
+    near, _ = c.cells(y, x, float(c.uniform(1, oval)), float(c.uniform(0, np.pi)))
+    radius = near / (0.46 * spacing) + warp * c.smooth(6)
+    return radius, y, x
 
 
 def mucosa(c: Canvas) -> None:

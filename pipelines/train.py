@@ -56,7 +56,7 @@ def train(
     if stage.init:
         initialise(network, Path(stage.init), config)
     if stage.weights:
-        run.log(start_from(network.backbone, stage.weights))
+        run.log(start_from(network.backbone.trunk, stage.weights))
     labels, noise = noisy_labels(config, samples, run)
     val, test = samples.where("val"), samples.where("test")
     state = prepare(build_objective(stage.objective, network, stage.options), stage, device)
@@ -191,8 +191,8 @@ def noisy_labels(config: Config, samples: Samples, run: Run) -> tuple[np.ndarray
     if not noises.is_recoverable(noise, classes):
         bound = (classes - 1) / classes
         message = (
-            f"train.noise is {stage.noise}; at or beyond {bound:.3f} with {classes} classes the true label is "
-            "no longer the most frequent: no method can recover it. Lower the rate."
+            f"train.noise is {stage.noise}; at or beyond {bound:.3f} with {classes} classes the true label "
+            "is no longer the most frequent: no method can recover it. Lower the rate."
         )
         run.log({"kind": "warning", "message": message})
     train_rows = samples.where("train")

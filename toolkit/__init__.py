@@ -2,7 +2,7 @@
 
 if __name__ != "noisyssl":
     raise ImportError(
-        "folder toolkit/ is the package noisyssl: run `pip install -e .` and import noisyssl instead"
+        "folder toolkit/ is the package noisyssl: run `pip install -e .`, then import that name"
     )
 
 __version__ = "0.1.0"

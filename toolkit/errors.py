@@ -51,7 +51,7 @@ class MachineError(NoisySSLError):
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the closest of `choices`, or nothing."""
+    """The question 'Did you mean X?' for the closest of `choices`, after a space; or nothing."""
     close = get_close_matches(name, list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 

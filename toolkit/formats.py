@@ -126,7 +126,7 @@ NATIVE: dict[str, Callable[[ImageFile, bytes], bool]] = {
     "TIFF": lambda image, data: all(
         tiff_tag(image, tag, None) in values for tag, values in TIFF_NATIVE.items()
     ),
-    "BMP": lambda image, data: image.mode in ("L", "P", "RGB") and image.info.get("compression") == 0,
+    "BMP": lambda image, data: image.info.get("compression") == 0 and data[28] in (8, 24, 32),
     "WebP": lambda image, data: data[12:16] in (b"VP8 ", b"VP8L"),  # DALI fails on VP8X with EXIF
 }
 """Whether DALI 2.4's CPU decoder gives the pixels of `images.decode`, by format, for a whole file: mean

@@ -193,8 +193,7 @@ def _open(data: bytes) -> tuple[str, ImageFile]:
     if name == "TIFF" and [tiff_tag(image, tag, 1) for tag in (258, 259, 284)] == [16, 1, 2]:
         # Pillow 13 reads these planes as 8 bits wide, without an error
         raise BadImage("has separate uncompressed 16-bit planes; save it interleaved or compressed")
-    for key in ("transparency", "xmp"):  # dropped by policy; XMP would turn a TIFF a second way
-        image.info.pop(key, None)
+    image.info.pop("xmp", None)  # Pillow would turn a TIFF by it
     return name, image
 
 
@@ -203,6 +202,8 @@ def _header_fault(name: str, data: bytes, image: ImageFile, error: Exception) ->
     size, words = getattr(image, "_size", (0, 0)), _words(error)
     if getattr(image, "_mode", "") and 0 in size:
         return f"has no pixels ({size[0]} x {size[1]})"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own check, in WebP only
+        return f"has too many pixels; at most {MAX_PIXELS:,} are supported"
     if "unknown pixel mode" in words:
         return f"is a {name} with an unsupported pixel layout"
     if name == "TIFF":
@@ -226,12 +227,11 @@ def _orientation(name: str, image: ImageFile) -> int:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    upright: Image.Image
     name, image = _open(data)
     if reason := fault(name, data):
         raise BadImage(reason)
     turn = TURNS.get(_orientation(name, image))
-    upright = image if turn is None else image.transpose(turn)
+    upright: Image.Image = image if turn is None else image.transpose(turn)
     if image.mode in SIXTEEN:
         bits = tiff_tag(image, 258, 16) if name == "TIFF" else 16
         grey = (np.asarray(upright) >> (bits - 8)).astype(np.uint8)

@@ -1,5 +1,7 @@
 """Small layers that several models share."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +26,9 @@ class Normalise(nn.Module):
 
 
 def mlp(*widths: int, norm: bool = False) -> nn.Sequential:
-    """Linear layers of these widths with ReLU (after BatchNorm if `norm`) between them, none after the last."""
+    """Linear layers of these widths; between them ReLU, after BatchNorm if `norm`."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         if i:
             layers += [nn.BatchNorm1d(inputs)] if norm else []
             layers += [nn.ReLU(inplace=True)]

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -50,24 +51,46 @@ def make_run(folder: Path, classes: tuple[str, ...] = CLASSES, count: int = 90, 
     (run / "samples.csv").write_text("\n".join(rows) + "\n")
     (run / "config.toml").write_text(
         f'seed = 0\nbackbone = "resnet18-w32"\n[data]\npath = "{data}"\nsize = 64\n'
-        f'[train]\nobjective = "gce"\nepochs = {epochs}\nbatch = 128\nnoise = "symmetric:0.4"\noptimizer = "adamw"\nlr = 0.001\n'
+        f'[train]\nobjective = "gce"\nepochs = {epochs}\nbatch = 128\nnoise = "symmetric:0.4"\n'
+        'optimizer = "adamw"\nlr = 0.001\n'
     )
     log, per = [], 40
     for step in range(1, epochs * per + 1):
         at = step / (epochs * per)
-        entry = {"kind": "step", "step": step, "epoch": (step - 1) // per + 1, "epochs": epochs, "progress": at}
+        entry = {
+            "kind": "step",
+            "step": step,
+            "epoch": (step - 1) // per + 1,
+            "epochs": epochs,
+            "progress": at,
+        }
         loss = 0.5 + np.exp(-4 * at) + rng.normal(0, 0.06)
         lr = 1e-3 * (at / 0.05 if at < 0.05 else (1 + np.cos(np.pi * (at - 0.05) / 0.95)) / 2)
-        log.append(entry | {"loss": loss, "lr": lr, "grad_norm": 1.0, "images_per_s": 75 + rng.normal(), "seconds": step})
+        log.append(
+            entry
+            | {"loss": loss, "lr": lr, "grad_norm": 1.0, "images_per_s": 75 + rng.normal(), "seconds": step}
+        )
         if step % per == 0:
             value = 0.9 - 0.5 * np.exp(-at * 6) - 0.1 * at**2
-            val, test = ({"balanced_accuracy": v, "accuracy": v, "macro_f1": v, "loss": 0.5} for v in (value * 0.6, value))
-            log.append({"kind": "epoch", "epoch": step // per, "step": step, "val": val, "test": test, "seconds": 9.0})
+            val, test = (
+                {"balanced_accuracy": v, "accuracy": v, "macro_f1": v, "loss": 0.5}
+                for v in (value * 0.6, value)
+            )
+            log.append(
+                {
+                    "kind": "epoch",
+                    "epoch": step // per,
+                    "step": step,
+                    "val": val,
+                    "test": test,
+                    "seconds": 9.0,
+                }
+            )
     (run / "log.jsonl").write_text("\n".join(json.dumps(line) for line in log) + '\n{"kind": "st')
-    logits = scores(labels, len(classes), 2.5, seed=1)
+    logits = scores(labels, len(classes), 2.0, seed=1)
     best, last, colour = (
         figures_of(scores(labels, len(classes), strength, seed), labels, classes)
-        for strength, seed in ((2.5, 1), (1.6, 2), (0.5, 3))
+        for strength, seed in ((2.0, 1), (1.6, 2), (0.5, 3))
     )
     flipped = noise.inject(labels, noise.parse("symmetric:0.4"), len(classes), seed=0)
     done = noise.realised(labels, flipped, len(classes))
@@ -106,8 +129,17 @@ def change(run: Path, **values: object) -> None:
 
 def make_bundle(folder: Path, figures: dict) -> Path:
     (folder / "engines").mkdir(parents=True)
-    plan = {"flavour": "TensorRT for RTX", "version": "1.7.1", "capabilities": ["8.6", "12.0"], "precision": "fp32"}
-    contents = {"model.onnx": b"graph", "engines/model.plan": b"plan", "engines/model.plan.json": json.dumps(plan).encode()}
+    plan = {
+        "flavour": "TensorRT for RTX",
+        "version": "1.7.1",
+        "capabilities": ["8.6", "12.0"],
+        "precision": "fp32",
+    }
+    contents = {
+        "model.onnx": b"graph",
+        "engines/model.plan": b"plan",
+        "engines/model.plan.json": json.dumps(plan).encode(),
+    }
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     manifest = bundles.Manifest(
@@ -118,7 +150,13 @@ def make_bundle(folder: Path, figures: dict) -> Path:
         checkpoint={"which": "best", "epoch": 5},
         training={"objective": "gce", "noise": {"spec": "symmetric:0.4", "realised": 0.401}},
         figures=figures,
-        parity={"n": 90, "tolerance": 1e-4, "max_logit_difference": 2.4e-6, "top1_changes": 0, "batches": {"1": 1e-6}},
+        parity={
+            "n": 90,
+            "tolerance": 1e-4,
+            "max_logit_difference": 2.4e-6,
+            "top1_changes": 0,
+            "batches": {"1": 1e-6},
+        },
         tools={"torch": "2.15.0"},
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         created="2026-11-23T12:00:00Z",
@@ -127,17 +165,37 @@ def make_bundle(folder: Path, figures: dict) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made")).parent
+
+
 @pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path)
+def run(tmp_path, made, monkeypatch):
+    """A run of one's own, whose plots are not drawn: that takes seconds."""
+    for name in ("curves", "reliability", "roc"):
+        monkeypatch.setattr(plots, name, lambda *values, **options: "<svg></svg>")
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace(str(made), str(tmp_path)))
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def drawn(made):
+    """The page of the run with everything on it."""
+    page = write_report(made / "run")
+    text = page.read_text()
+    page.unlink()
+    return text
 
 
 def page_of(run: Path, **options) -> str:
     return write_report(run, **options).read_text()
 
 
-def test_the_page_is_one_file_without_requests(run):
-    page = page_of(run)
+def test_the_page_is_one_file_without_requests(drawn):
+    page = drawn
     assert len(page) < 5_000_000
     assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", page))
     assert "<script" not in page
@@ -146,17 +204,17 @@ def test_the_page_is_one_file_without_requests(run):
         assert source.startswith(("data:image/jpeg;base64,", "#"))
 
 
-def test_the_page_shows_the_stored_figures(run):
-    figures = json.loads((run / "metrics.json").read_text())["best"]["figures"]
-    page = page_of(run)
+def test_the_page_shows_the_stored_figures(made, drawn):
+    figures = json.loads((made / "run" / "metrics.json").read_text())["best"]["figures"]
+    page = drawn
     best = figures["balanced_accuracy"]
     assert f'<div class="number">{best["value"]:.3f}</div>' in page
     assert f"{best['low']:.3f} to {best['high']:.3f}" in page
     assert "Epoch 5, chosen on noisy validation balanced accuracy" in page
     assert "BEST, epoch 5" in page
-    for name in ("BEST", "LAST", "mean rgb", "colour histogram"):
+    for name in ("BEST", "LAST", "mean RGB", "colour histogram"):
         assert f'<th scope="row">{name}<small>' in page
-    assert page.count("<svg") == 3 + 1 + len(CLASSES)
+    assert page.count("<svg") == 4 + 1 + len(CLASSES)
     assert page.count("<img") == 3 * predictions.SHOWN
     assert "Label noise asked" in page
     assert "symmetric:0.4" in page
@@ -170,8 +228,8 @@ def test_hostile_names_stay_text(tmp_path):
     table = (run / "samples.csv").read_text()
     cell = '"' + str(evil.relative_to(tmp_path / "images")).replace('"', '""') + '"'
     (run / "samples.csv").write_text(table.replace(str(image.relative_to(tmp_path / "images")), cell))
-    logits = np.zeros((1, 3), np.float32)
-    np.savez(run / "predictions.npz", logits=logits, labels=np.array([0]), index=np.array([0]))
+    logits, index = np.zeros((1, 3), np.float32), np.array([int(image.stem)])
+    np.savez(run / "predictions.npz", logits=logits, labels=np.array([0]), index=index)
     page = page_of(run)
     assert "<script" not in page
     assert "onerror=alert(1)&gt;" in page
@@ -237,11 +295,18 @@ def test_only_images_that_the_source_lists_are_opened(run, tmp_path):
 
 
 def test_a_pretraining_run_shows_loss_lr_and_throughput(run):
-    pretrain = {"stage": "pretrain", "method": "simclr", "loss": 5.125, "seconds": 9.0, "images": 100, "device": "cpu"}
+    pretrain = {
+        "stage": "pretrain",
+        "method": "simclr",
+        "loss": 5.125,
+        "seconds": 9.0,
+        "images": 100,
+        "device": "cpu",
+    }
     (run / "metrics.json").write_text(json.dumps(pretrain))
     page = page_of(run)
     assert '<div class="number">5.125</div>' in page
-    for title in ("Training loss", "Learning rate", "Throughput"):
+    for title in ("Training loss", "Learning rate", "Images per second", "Gradient norm"):
         assert f"<figcaption>{title}</figcaption>" in page
     assert "Confusion" not in page
 
@@ -265,13 +330,17 @@ def test_a_bundle_shows_parity_and_engines_and_is_not_touched(run, tmp_path):
     assert not (tmp_path / "other.html").exists()
 
 
-def test_only_a_runs_own_report_is_replaced(run, tmp_path):
+def test_only_an_earlier_report_in_or_beside_the_run_is_replaced(run, tmp_path):
     first = write_report(run)
     assert first == run / "report.html"
     write_report(run)
-    outside = tmp_path / "page.html"
-    write_report(run, outside)
-    for taken in (outside, run / "config.toml", run / "metrics.json"):
+    beside, other = tmp_path / "page.html", tmp_path / "notes.html"
+    write_report(run, beside)
+    write_report(run, beside)
+    other.write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = write_report(run, tmp_path / "elsewhere" / "page.html")
+    for taken in (elsewhere, other, run / "config.toml", run / "metrics.json"):
         before = taken.read_bytes()
         with pytest.raises(ConfigError, match="already exists"):
             write_report(run, taken)
@@ -279,7 +348,7 @@ def test_only_a_runs_own_report_is_replaced(run, tmp_path):
 
 
 def test_neither_run_nor_bundle_is_a_configuration_error(tmp_path):
-    with pytest.raises(ConfigError, match="neither config.toml nor manifest.json"):
+    with pytest.raises(ConfigError, match=r"neither config\.toml nor manifest\.json"):
         write_report(tmp_path)
     with pytest.raises(ConfigError, match="is no folder"):
         write_report(tmp_path / "absent")
@@ -313,6 +382,24 @@ def test_chosen_rows_are_what_their_titles_say():
     assert sorted(confidence[sure], reverse=True) == sorted(confidence[wrong], reverse=True)[: len(sure)]
 
 
+def test_confusions_come_with_their_share_of_the_true_class():
+    found = predictions.confused(("a", "b"), [[8, 2], [3, 1]])
+    assert found == [
+        {"true": "b", "predicted": "a", "count": 3, "share": 0.75},
+        {"true": "a", "predicted": "b", "count": 2, "share": 0.2},
+    ]
+
+
+def test_a_curve_is_not_drawn_across_epochs_without_a_value():
+    def segments(values):
+        line = plots.Line(name="test", colour="green", x=[1, 2, 3, 4, 5], y=values)
+        path = re.search(r'<path d="([^"]*)"[^>]*var\(--green\)', plots.curves([line], x="epoch"))
+        return path[1].count("M")
+
+    assert segments([0.1, 0.2, 0.3, 0.4, 0.5]) == 1
+    assert segments([0.1, 0.2, None, 0.4, 0.5]) == 2
+
+
 def test_roc_areas_average_to_the_macro_auroc():
     labels = np.arange(200) % 3
     logits = scores(labels, 3, 1.0, seed=5)
@@ -327,7 +414,7 @@ def test_plots_take_their_colours_from_the_page_and_survive_odd_lines():
     lines = [plots.Line(name="<b>$x", colour="blue", x=[1, 2, 3], y=[0.1, None, float("nan")])]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        svg = plots.curves([*lines, *lines], x="epoch", y="loss", log=True)
+        svg = plots.curves([*lines, *lines], x="epoch", log=True)
         empty = plots.reliability([])
     assert "var(--blue)" in svg
     assert "&lt;b&gt;$x" in svg
@@ -338,6 +425,20 @@ def test_plots_take_their_colours_from_the_page_and_survive_odd_lines():
 def test_the_parity_dataclass_is_shown_as_it_is_written():
     from noisyssl.deploy.parity import Parity
 
-    fields = {"n", "tolerance", "max_logit_difference", "top1_changes", "top1_changes_beyond_margin", "batches"}
-    parity = Parity(n=1, tolerance=1e-4, max_logit_difference=0.0, top1_changes=0, top1_changes_beyond_margin=0, batches={})
+    fields = {
+        "n",
+        "tolerance",
+        "max_logit_difference",
+        "top1_changes",
+        "top1_changes_beyond_margin",
+        "batches",
+    }
+    parity = Parity(
+        n=1,
+        tolerance=1e-4,
+        max_logit_difference=0.0,
+        top1_changes=0,
+        top1_changes_beyond_margin=0,
+        batches={},
+    )
     assert set(asdict(parity)) == fields

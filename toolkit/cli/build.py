@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisyssl.cli.options import AllowLeaks, Device, Json, Quarantine, Recipe, Seed, Set, Size, open_data, resolve
+from noisyssl.cli.options import (
+    AllowLeaks,
+    Device,
+    Json,
+    Quarantine,
+    Recipe,
+    Seed,
+    Set,
+    Size,
+    open_data,
+    resolve,
+)
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,10 +30,12 @@ def build(
     data: Annotated[Path, typer.Argument(help="Class folders, CSV, npz or packed folder, with labels.")],
     out: Annotated[Path, typer.Argument(help="Folder to create; --resume goes on with it.")],
     noise: Annotated[
-        str | None, typer.Option(help="Label noise to inject, such as symmetric:0.4; none for your own labels.")
+        str | None,
+        typer.Option(help="Label noise to inject, such as symmetric:0.4; none for your own labels."),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also train from random weights, to show what pretraining gives.")
+        bool,
+        typer.Option("--compare", help="Also train from random weights, to show what pretraining gives."),
     ] = False,
     recipe: Recipe = None,
     set_: Set = None,
@@ -76,8 +89,8 @@ def demo(
 
 def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dict[str, Any]:
     """Everything from images to report below `out`; finished parts are kept when resuming."""
+    from noisyssl.benchmarks.report import write_report
     from noisyssl.cli.export import write_bundle
-    from noisyssl.cli.report import write_report
     from noisyssl.cli.training import run_stage
     from noisyssl.noise import parse
 
@@ -109,7 +122,9 @@ def _tell(result: dict[str, Any]) -> None:
 
     tuned = result["pretrained"]
     noise = tuned["noise"]
-    typer.echo(f"\nTest balanced accuracy [95 % interval]; {noise['realised']:.1%} of the training labels are wrong.")
+    typer.echo(
+        f"\nTest balanced accuracy [95 % interval]; {noise['realised']:.1%} of the training labels are wrong."
+    )
     typer.echo(f"{'start':<28} {'BEST':<22} LAST")
     rows = [("self-supervised", tuned)] + ([("random", result["random"])] if "random" in result else [])
     for name, metrics in rows:

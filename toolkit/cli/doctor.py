@@ -14,8 +14,6 @@ import typer
 
 from noisyssl import machine
 
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""GPUs that TensorRT for RTX serves; others (9.0: H100, H200) need TensorRT itself."""
 DISK_GIB, MEMORY_GIB = 10.0, 4.0
 """Below these, an installation (about 6 GiB) and a training run get tight."""
 
@@ -131,15 +129,17 @@ def _providers() -> list[str]:
 
 
 def _tensorrt(gpus: list[dict[str, Any]]) -> Check:
-    flavours = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-    found = [module for module in flavours if _installed(module)]
-    foreign = [gpu["capability"] for gpu in gpus if gpu["capability"] not in RTX_CAPABILITIES]
+    from noisyssl.deploy.to_tensorrt import FLAVOURS, RTX
+
+    found = [module for module in FLAVOURS if _installed(module)]
+    names = {gpu["capability"]: "SM" + gpu["capability"].replace(".", "") for gpu in gpus}
+    foreign = [capability for capability, name in names.items() if name not in RTX]  # 9.0: H100, H200
     if not found:
         extra = "tensorrt" if foreign else "rtx"
         return Check(
             name="TensorRT", ok=False, detail="not installed", fix=f"pip install 'noisyssl[{extra}]'"
         )
-    detail = ", ".join(f"{flavours[module]} {_version(module)}".strip() for module in found)
+    detail = ", ".join(f"{FLAVOURS[module]} {_version(module)}".strip() for module in found)
     if foreign and "tensorrt" not in found:
         detail += f"; it builds engines, but this GPU ({foreign[0]}) runs only those of TensorRT itself"
         return Check(name="TensorRT", ok=False, detail=detail, fix="pip install 'noisyssl[tensorrt]'")

@@ -22,7 +22,9 @@ Logits = Callable[["np.ndarray"], "np.ndarray"]
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Run folder of `noisyssl train`, or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Labelled data; its test split where it has splits, else all.")],
+    data: Annotated[
+        Path, typer.Argument(help="Labelled data; its test split where it has splits, else all.")
+    ],
     checkpoint: Annotated[str, typer.Option(help="Of a run: best or last.")] = "best",
     runtime: Annotated[str, typer.Option(help="Of a bundle: onnx, torch or tensorrt.")] = "onnx",
     split: Annotated[str, typer.Option(help="Split to measure where the data has splits.")] = "test",
@@ -94,7 +96,9 @@ def _opened(
 def _batched(logits: Logits, batch: int = 64) -> Logits:
     import numpy as np
 
-    return lambda images: np.concatenate([logits(images[i : i + batch]) for i in range(0, len(images), batch)])
+    return lambda images: np.concatenate(
+        [logits(images[i : i + batch]) for i in range(0, len(images), batch)]
+    )
 
 
 def _in_terms_of(classes: tuple[str, ...], samples: "Samples", labels: "np.ndarray") -> "np.ndarray":

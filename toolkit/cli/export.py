@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder of `noisyssl train`.")],
     bundle: Annotated[Path, typer.Argument(help="Bundle folder to create.")],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="best, or last: the final epoch's weights.")
-    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, or last: the final epoch's weights.")] = None,
     tensorrt: Annotated[
         str | None,
         typer.Option(help="Compute capabilities of the TensorRT engine, such as SM86,SM120; or none."),
@@ -123,14 +121,16 @@ def _engine_note(plan: Path) -> str:
 def _settings(
     saved: "ExportConfig", checkpoint: str | None, tensorrt: str | None, settings: list[str]
 ) -> "ExportConfig":
-    from noisyssl.config import load
+    from noisyssl.recipe import load
 
     flags: dict[str, Any] = {
         "export.checkpoint": checkpoint,
         "export.tensorrt": None if tensorrt is None else ("" if tensorrt == "none" else tensorrt),
     }
     if foreign := [s for s in settings if not s.startswith("export.")]:
-        raise ConfigError(f"--set {foreign[0]} is not of this stage; export takes settings export.NAME=VALUE.")
+        raise ConfigError(
+            f"--set {foreign[0]} is not of this stage; export takes settings export.NAME=VALUE."
+        )
     given = load(None, settings, flags).export
     names = {s.partition("=")[0].removeprefix("export.") for s in settings}
     names |= {k.removeprefix("export.") for k, v in flags.items() if v is not None}

@@ -30,7 +30,7 @@ def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str,
     """The configuration of a command line, with the automatic numbers filled in."""
     from dataclasses import replace
 
-    from noisyssl.config import load
+    from noisyssl.recipe import load
     from noisyssl.pipelines.setup import threads_of
 
     config = load(recipe, settings or (), flags)

@@ -30,9 +30,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, or CSVs with a column 'path'.")],
     runtime: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
     batch: Annotated[int, typer.Option(help="Images per call of the runtime.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")
-    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU where there is one.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads that decode, and that compute.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV with one column per class.")] = False,
@@ -52,7 +50,7 @@ def predict(
     items = sources(images)
     served = failed = 0
     try:
-        with open_runtime(bundle, runtime, device, threads) as opened:
+        with open_runtime(bundle, runtime, None if device == "auto" else device, threads) as opened:
             classes = opened.manifest.classes
             style: Style = Json(classes) if as_json else Csv(classes) if as_csv else Table(classes)
             sys.stdout.write(style.start())
@@ -61,7 +59,7 @@ def predict(
                 sys.stdout.flush()
                 failed += row.error is not None
                 served += row.error is None
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has seen enough; caught here because Typer would exit with 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if failed:
@@ -73,26 +71,23 @@ def predict(
 
 
 class Table:
-    """Aligned columns: path, label, probability."""
+    """Aligned columns: label, probability, path; the path is last, as its length is not known ahead."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = [printable(name) for name in classes]
-        self.label = max(len("label"), *map(len, self.classes))
-        self.path = 40
+        self.width = max(len("label"), *map(len, self.classes))
 
     def start(self) -> str:
-        return self._columns("path", "label", "probability") + "\n"
+        return self._columns("label", "probability", "path") + "\n"
 
     def line(self, row: "Row") -> str:
-        path = printable(row.path)
-        self.path = max(self.path, len(path)) if len(path) <= 80 else self.path
         if row.probabilities is None:
-            return f"{path:<{self.path}}  error: {printable(row.error or '')}"
+            return self._columns("error", "-", printable(f"{row.path}: {row.error}"))
         best = int(row.probabilities.argmax())
-        return self._columns(path, self.classes[best], f"{row.probabilities[best]:.4f}")
+        return self._columns(self.classes[best], f"{row.probabilities[best]:.4f}", printable(row.path))
 
-    def _columns(self, path: str, label: str, probability: str) -> str:
-        return f"{path:<{self.path}}  {label:<{self.label}}  {probability}"
+    def _columns(self, label: str, probability: str, path: str) -> str:
+        return f"{label:<{self.width}}  {probability:<11}  {path}"
 
 
 class Json:

@@ -35,9 +35,7 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Run folder to create.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Starting weights: .safetensors or a PyTorch state dict.")
-]
+Weights = Annotated[Path | None, typer.Option(help="Starting weights: .safetensors or a PyTorch state dict.")]
 
 
 def pretrain(
@@ -70,8 +68,9 @@ def pretrain(
     if as_json:
         typer.echo(json.dumps(metrics))
     else:
-        typer.echo(f"{out}: {metrics['method']}, {metrics['epochs']} epochs, loss {metrics['loss']:.4f}, "
-                   f"{metrics['seconds']:.0f} s. Next: noisyssl train DATA --init {out} --out RUN")  # fmt: skip
+        done = f"{metrics['method']}, {metrics['epochs']} epochs, loss {metrics['loss']:.4f}"
+        typer.echo(f"{out}: {done}, {metrics['seconds']:.0f} s")
+        typer.echo(f"Next: noisyssl train DATA --init {out} --out RUN")
 
 
 def train(
@@ -136,7 +135,7 @@ def settings(
         if out.exists():
             raise ConfigError(f"--out {out} already exists; give a new folder, or --resume to go on with it.")
         return resolve(recipe, set_, flags)
-    from noisyssl.config import assign, literal, parse, read_recipe, tree_of
+    from noisyssl.recipe import assign, literal, parse, read_recipe, tree_of
 
     run = Run.open(out, stage)
     tree = tree_of(run.config())
@@ -186,23 +185,19 @@ def architecture_of(init: Path) -> dict[str, Any]:
 
 def summary(metrics: dict[str, Any]) -> list[str]:
     """BEST, LAST and the two colour baselines with their intervals."""
-    rows = [
-        (f"BEST (epoch {metrics['best']['epoch']}, {metrics['best']['chosen_on']})", metrics["best"]["figures"]),
-        (f"LAST (mean of epochs {metrics['last']['epochs'][0]}-{metrics['last']['epochs'][-1]})",
-         metrics["last"]["figures"]),
-        *((f"baseline {name.replace('_', ' ')}", value) for name, value in metrics["baselines"].items()),
-    ]  # fmt: skip
-    width = max(len(name) for name, _ in rows)
-    noise = metrics["noise"]
-    first = f"noise {noise['spec']}: {noise['realised']:.3f} of the training labels are wrong ({noise['flips']} flips)"
+    best, last, noise = metrics["best"], metrics["last"], metrics["noise"]
+    rows = {
+        f"BEST (epoch {best['epoch']}, {best['chosen_on']})": best["figures"],
+        f"LAST (mean of epochs {last['epochs'][0]}-{last['epochs'][-1]})": last["figures"],
+    } | {f"baseline {name.replace('_', ' ')}": value for name, value in metrics["baselines"].items()}
+    columns = ("balanced_accuracy", "accuracy", "macro_auroc")
+    width = max(len(name) for name in rows)
+    wrong = f"{noise['realised']:.3f} of the training labels are wrong ({noise['flips']} labels flipped)"
+    header = "  ".join(f"{name.replace('_', ' '):<20}" for name in columns)
     return [
-        first,
-        f"{'test figures [95 % interval]':<{width}}  balanced accuracy      accuracy               macro AUROC",
-        *(
-            f"{name:<{width}}  {interval(f['balanced_accuracy'])}  {interval(f['accuracy'])}  "
-            f"{interval(f['macro_auroc'])}"
-            for name, f in rows
-        ),
+        f"noise {noise['spec']}: {wrong}",
+        f"{'test figures [95 % interval]':<{width}}  {header}".rstrip(),
+        *(f"{name:<{width}}  {'  '.join(interval(f[c]) for c in columns)}" for name, f in rows.items()),
     ]
 
 

@@ -1,0 +1,67 @@
+"""A run's log as curves: what the loss, the learning rate and the accuracy did over the epochs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from noisyssl.benchmarks import plots
+
+Entries = list[dict[str, Any]]
+
+
+def read(path: Path) -> Entries:
+    """The entries of a log; lines that a kill cut short are skipped."""
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            entries.append(entry)
+    return entries
+
+
+def curves(log: Entries, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """(title, SVG) of what the log holds."""
+    steps = [one for one in log if one.get("kind") == "step" and isinstance(one.get("progress"), int | float)]
+    epochs = [one for one in log if one.get("kind") == "epoch" and isinstance(one.get("epoch"), int)]
+    total = max((one.get("epochs") or one.get("epoch") or 1 for one in [*steps, *epochs]), default=1)
+    found = []
+
+    def of_steps(title: str, key: str, smooth: bool = True) -> None:
+        taken = [one for one in steps if isinstance(one.get(key), int | float)]
+        if taken:
+            line = plots.Line(
+                name=key,
+                colour="blue",
+                x=[one["progress"] * total for one in taken],
+                y=[one[key] for one in taken],
+            )
+            found.append((title, plots.curves([line], x="epoch", smooth=smooth)))
+
+    if any(one.get("val") for one in epochs):
+        found.append(_accuracy_curve(epochs, metrics))
+    of_steps("Training loss", "loss")
+    of_steps("Learning rate", "lr", smooth=False)
+    of_steps("Images per second", "images_per_s")
+    if metrics.get("stage") == "pretrain":
+        of_steps("Gradient norm", "grad_norm")
+    return found
+
+
+def _accuracy_curve(epochs: Entries, metrics: dict[str, Any]) -> tuple[str, str]:
+    lines = [
+        plots.Line(
+            name=name,
+            colour=colour,
+            x=[one["epoch"] for one in epochs],
+            y=[(one.get(split) or {}).get("balanced_accuracy") for one in epochs],
+        )
+        for split, name, colour in (("val", "validation", "orange"), ("test", "test", "blue"))
+        if any((one.get(split) or {}).get("balanced_accuracy") is not None for one in epochs)
+    ]
+    best = (metrics.get("best") or {}).get("epoch")
+    at = next((one["val"] for one in epochs if one["epoch"] == best and one.get("val")), None)
+    mark = (best, at["balanced_accuracy"], f"BEST, epoch {best}") if at else None
+    return "Balanced accuracy per epoch", plots.curves(lines, x="epoch", mark=mark)

@@ -1,0 +1,75 @@
+"""One real bundle for the whole session: a narrow ResNet with lived-in statistics, exported once."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+SIZE = 32
+CLASSES = ("benign", "malignant", "=other")
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    import torch
+
+    from noisyssl.classifier import build_classifier
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_classifier("resnet18-w8", "plain", len(CLASSES))
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+        with torch.no_grad():
+            for _ in range(20):
+                network(torch.randint(0, 256, (16, 3, SIZE, SIZE), dtype=torch.uint8))
+            network.head.weight.mul_(4)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Three batches of different sizes, of smooth colours: classes and channels matter."""
+    generator = np.random.default_rng(0)
+    batches = []
+    for count in (16, 16, 5):
+        colour = generator.integers(0, 256, (count, 1, 1, 3))
+        noise = generator.integers(-40, 40, (count, SIZE, SIZE, 3))
+        batches.append(np.clip(colour + noise, 0, 255).astype(np.uint8))
+    return batches
+
+
+@pytest.fixture(scope="session")
+def wishes(classifier, images):
+    """What `export_bundle` is asked for."""
+    return {
+        "classifier": classifier,
+        "architecture": {"backbone": "resnet18-w8", "stem": "plain"},
+        "classes": CLASSES,
+        "size": SIZE,
+        "fit": "crop",
+        "images": lambda: iter(images),
+        "figures": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, "auroc": float("nan")},
+        "training": {"method": "simclr", "noise": {"spec": "symmetric:0.4", "realised": 0.397}},
+        "checkpoint": {"which": "best", "epoch": 3},
+    }
+
+
+@pytest.fixture(scope="session")
+def exported(wishes, tmp_path_factory):
+    """The bundle, never to be changed; with an engine where TensorRT for RTX is installed."""
+    from noisyssl.deploy import to_tensorrt
+    from noisyssl.deploy.export import export_bundle
+
+    out = tmp_path_factory.mktemp("exported") / "deep" / "bundle"
+    engines = ["SM86", "SM120"] if "tensorrt_rtx" in to_tensorrt.flavours() else None
+    export_bundle(out, **wishes, tensorrt=engines, flavour="tensorrt_rtx")
+    return out
+
+
+@pytest.fixture
+def bundle(exported, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(exported, tmp_path / "bundle")

@@ -1,0 +1,137 @@
+"""The stream, against a runtime whose logits are the mean colour: red, green or blue."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from noisyssl.deploy import predict as module
+from noisyssl.deploy.bundle import Geometry
+from noisyssl.deploy.predict import predict, sources
+from noisyssl.errors import ConfigError, DataError
+
+COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
+
+
+class Runtime:
+    manifest = SimpleNamespace(geometry=Geometry(size=8, fit="crop"), classes=tuple(COLOURS))
+    device = "cpu"
+
+    def __init__(self):
+        self.batches = []
+
+    def logits(self, images):
+        assert images.shape[1:] == (8, 8, 3)
+        self.batches.append(len(images))
+        return images.mean(axis=(1, 2), dtype=np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven images in two folders, one of them broken, and things that are no image."""
+    (tmp_path / "b").mkdir()
+    for i, name in enumerate(["a.png", "c.png", "d.JPG", "b/a.png", "b/z.bmp", "b/q.tif"]):
+        Image.new("RGB", (10 + i, 12), list(COLOURS.values())[i % 3]).save(tmp_path / name)
+    (tmp_path / "b" / "broken.png").write_bytes(b"<html>")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    return tmp_path
+
+
+def names(items):
+    return [path.rsplit("/", 1)[1] for path, _ in items]
+
+
+def test_a_folder_gives_its_images_by_name(folder):
+    assert names(sources([folder])) == ["a.png", "a.png", "broken.png", "q.tif", "z.bmp", "c.png", "d.JPG"]
+    assert names(sources([folder / "c.png", folder / "b", folder / "a.png"])) == [
+        "c.png", "a.png", "broken.png", "q.tif", "z.bmp", "a.png",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 100])
+def test_rows_come_in_order_whatever_the_batch(folder, batch):
+    runtime = Runtime()
+    items = list(sources([folder]))
+    rows = list(predict(runtime, items, batch=batch, threads=3))
+    assert [row.path for row in rows] == [path for path, _ in items]
+    assert runtime.batches == [n for n in runtime.batches if n <= batch]
+    assert sum(runtime.batches) == 6
+    for row, (path, file) in zip(rows, items, strict=True):
+        if path.endswith("broken.png"):
+            assert row.probabilities is None
+            assert "HTML" in row.error
+            assert path not in row.error
+        else:
+            assert row.error is None
+            assert row.probabilities.sum() == pytest.approx(1)
+            with Image.open(file) as image:
+                assert row.probabilities.argmax() == np.argmax(np.asarray(image)[6, 5])
+
+
+def test_at_most_three_batches_are_in_memory(monkeypatch):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield f"{taken}.png", None
+
+    monkeypatch.setattr(module, "_view", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    runtime = Runtime()
+    rows = predict(runtime, endless(), batch=4, threads=2)
+    for served in range(1, 101):
+        next(rows)
+        assert taken <= served + 3 * 4  # one batch in the runtime, two ahead
+    assert set(runtime.batches) == {4}
+    threads = threading.active_count()
+    rows.close()
+    assert threading.active_count() == threads - 2
+
+
+def test_nothing_good_in_a_batch_asks_the_runtime_nothing(tmp_path):
+    runtime = Runtime()
+    rows = list(predict(runtime, [("x.png", tmp_path / "x.png")] * 5, batch=2))
+    assert [row.error for row in rows] == ["does not exist"] * 5
+    assert runtime.batches == []
+
+
+def test_a_csv_is_read_beside_itself_and_stays_there(folder):
+    table = folder / "b" / "list.csv"
+    (folder / "b" / "out.png").symlink_to(folder / "a.png")
+    table.write_bytes(
+        b"\xef\xbb\xbflabel,path\r\nx,a.png\r\nx,../a.png\r\nx,out.png\r\nx,\r\nx,/etc/hostname\r\nx,z.bmp\r\nx\r\n"
+    )
+    rows = list(predict(Runtime(), sources([table]), batch=3))
+    outside = "leads out of the folder of its CSV"
+    assert [row.error for row in rows] == [None, outside, outside, outside, outside, None, outside]
+    assert [row.path for row in rows][:2] == ["a.png", "../a.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,label\na.png,x\n", "has columns file, label; it must have 'path'"),
+        ("path;label\na.png;x\n", "Separate columns by commas"),
+        ("", "has columns none"),
+        ("path\n", "has no rows"),
+        ('path\n"a.png\n', "is no UTF-8 CSV"),
+        ("path\n\udce9.png\n", "is no UTF-8 CSV"),
+    ],
+)
+def test_a_csv_that_is_none_is_one_line(tmp_path, text, words):
+    (tmp_path / "list.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=words) as caught:
+        list(sources([tmp_path / "list.csv"]))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_or_empty_is_said_before_the_first_row(folder):
+    (folder / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"nowhere does not exist"):
+        sources([folder, folder / "nowhere"])
+    with pytest.raises(DataError, match="empty holds no image; supported endings are"):
+        sources([folder, folder / "empty"])

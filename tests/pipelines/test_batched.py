@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from noisyssl.pipelines.batched import apply, blur_matrix, resize_matrix, twist
+from noisyssl.pipelines.draws import NO_BLUR, Draws
+from noisyssl.views import View
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tiny tensors: on a busy machine threads that wait for each other made these tests five times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def picture(height, width, batch=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 3, height // 4 + 2, width // 4 + 2, generator=generator) * 255
+    smooth = functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)
+    return smooth.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def plain(images, **changed):
+    """Draws that do nothing but what is asked."""
+    batch, height, width = images.shape[:3]
+    base = {
+        "top": 0, "left": 0, "bottom": height, "right": width, "horizontal": False, "vertical": False,
+        "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "sigma": NO_BLUR,
+    }  # fmt: skip
+    kinds = {"horizontal": bool, "vertical": bool}
+    return Draws(
+        **{
+            name: np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (batch,)).copy()
+            for name, value in (base | changed).items()
+        }
+    )
+
+
+EVERYTHING = View(size=24, jitter=1.0, grey=0.5, blur=1.0)
+
+
+def test_nothing_drawn_gives_the_same_bytes():
+    images = picture(24, 24)
+    assert torch.equal(apply(images, EVERYTHING, plain(images)).permute(0, 2, 3, 1), images)
+
+
+def test_output_is_uint8_in_channels_last_memory():
+    images = picture(30, 40)
+    out = apply(images, EVERYTHING, plain(images))
+    assert out.shape == (3, 3, 24, 24)
+    assert out.dtype == torch.uint8
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("horizontal", "vertical", "dims"), [(True, False, [3]), (False, True, [2]), (True, True, [2, 3])]
+)
+def test_flips_mirror_the_unflipped_view(horizontal, vertical, dims):
+    images = picture(31, 45)
+    box = {"top": 3.0, "left": 7.0, "bottom": 29.0, "right": 30.0}
+    straight = apply(images, View(size=24), plain(images, **box))
+    flipped = apply(images, View(size=24), plain(images, horizontal=horizontal, vertical=vertical, **box))
+    difference = (straight.flip(dims).int() - flipped.int()).abs()
+    assert difference.max() <= 1  # sums in another order: halves may round apart
+    assert difference.float().mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [24, 96])
+def test_resize_is_torchs_antialiased_bilinear_inside(size):
+    """At the very border torch leaves the missing pixels out, DALI repeats the edge."""
+    images = picture(60, 48)
+    theirs = functional.interpolate(
+        images.permute(0, 3, 1, 2).float(), (size, size), mode="bilinear", antialias=True
+    )
+    ours = apply(images, View(size=size), plain(images)).float()
+    edge = 3
+    inside = (slice(None), slice(None), slice(edge, -edge), slice(edge, -edge))
+    assert (ours - theirs)[inside].abs().max() <= 0.51
+
+
+def test_resize_rows_sum_to_one_and_keep_a_ramp():
+    start, end = torch.tensor([2.0, 10.5]), torch.tensor([50.0, 41.25])
+    matrix = resize_matrix(start, end, 60, 16)
+    torch.testing.assert_close(matrix.sum(2), torch.ones(2, 16))
+    centres = torch.arange(60) + 0.5
+    expected = start[:, None] + (torch.arange(16) + 0.5) / 16 * (end - start)[:, None]
+    torch.testing.assert_close((matrix @ centres)[:, 1:-1], expected[:, 1:-1], atol=0.05, rtol=0)
+
+
+def test_images_of_different_sizes_are_resized_one_by_one():
+    images = picture(40, 40)
+    draws = plain(
+        images, top=[0, 3, 5], left=[1, 0, 4], bottom=[40, 30, 39], right=[37, 40, 22], brightness=1.2
+    )
+    together = apply(images, EVERYTHING, draws)
+    assert torch.equal(apply(list(images), EVERYTHING, draws), together)
+
+
+def test_saturation_zero_is_grey_with_the_luma_weights():
+    images = picture(24, 24)
+    out = apply(images, View(size=24, grey=1.0), plain(images, saturation=0)).float()
+    luma = (images.float() * torch.tensor([0.299, 0.587, 0.114])).sum(3)
+    for channel in range(3):
+        assert (out[:, channel] - luma).abs().max() <= 1.5
+
+
+def test_contrast_turns_about_mid_grey_before_brightness():
+    images = torch.full((1, 24, 24, 3), 200, dtype=torch.uint8)
+    out = apply(images, View(size=24, jitter=1.0), plain(images, contrast=0.5, brightness=0.8))
+    assert out.unique().item() == pytest.approx(0.8 * (128 + 0.5 * (200 - 128)), abs=1)
+
+
+def test_hue_turns_add_up_and_keep_grey():
+    images = picture(8, 8, batch=1)
+    third, back = (twist(plain(images, hue=angle))[0][0] for angle in (120, -240))
+    np.testing.assert_allclose(third, back, atol=1e-5)
+    np.testing.assert_allclose(third @ third @ third, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(third @ np.ones(3), np.ones(3), atol=0.01)
+
+
+def test_blur_is_a_reflected_convolution():
+    sigma, window = torch.tensor([0.4, 1.7, NO_BLUR]), torch.tensor([5, 13, 1])
+    planes = torch.rand(3, 1, 20, 20)
+    matrix = blur_matrix(sigma, window, 20)
+    for i in range(3):
+        reach = int(window[i]) // 2
+        weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[i]) ** 2)
+        weight = weight / weight.sum()
+        padded = functional.pad(planes[i], (reach,) * 4, mode="reflect")
+        expected = functional.conv2d(padded[None], (weight[:, None] * weight)[None, None])[0]
+        torch.testing.assert_close(matrix[i] @ planes[i] @ matrix[i].T, expected)
+
+
+def test_blur_wider_than_the_image_still_averages():
+    matrix = blur_matrix(torch.tensor([9.0]), torch.tensor([55]), 8)
+    torch.testing.assert_close(matrix.sum(2), torch.ones(1, 8))
+    assert (matrix >= 0).all()

@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+
+from noisyssl.errors import ConfigError, DataError
+from noisyssl.pipelines.sources import class_names, read_source
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def table(root, text):
+    (root / "t.csv").write_text(text)
+    return root / "t.csv"
+
+
+def test_class_folders_are_searched_recursively_and_subfolders_are_groups(tmp_path):
+    touch(
+        tmp_path, "b/p1/2.JPG", "b/p1/deep/3.tiff", "a/p2/1.png", "a/4.webp", "a/notes.txt", "a/.hidden.png"
+    )
+    found = read_source(tmp_path)
+    assert found.paths == ["a/4.webp", "a/p2/1.png", "b/p1/2.JPG", "b/p1/deep/3.tiff"]
+    assert found.labels == ["a", "a", "b", "b"]
+    assert found.groups == ["", "p2", "p1", "p1"]
+    assert found.splits is None
+    assert "1 other files were ignored (1 .txt)." in found.notes
+    assert "Sub-folders of the classes were taken as 2 groups." in found.notes
+
+
+def test_one_subfolder_name_everywhere_is_no_group(tmp_path):
+    touch(tmp_path, "a/images/1.png", "b/images/2.png")
+    assert read_source(tmp_path).groups is None
+
+
+def test_split_folders_in_any_case(tmp_path):
+    touch(tmp_path, "Train/a/1.png", "VALID/a/2.png", "Test/b/3.png", "README.md")
+    found = read_source(tmp_path)
+    assert (found.splits, found.labels) == (["test", "train", "val"], ["b", "a", "a"])
+    assert found.paths == ["Test/b/3.png", "Train/a/1.png", "VALID/a/2.png"]
+
+
+def test_split_folders_without_classes_are_unlabelled(tmp_path):
+    found = read_source(touch(tmp_path, "train/1.png", "test/2.png"))
+    assert (found.splits, found.labels) == (["test", "train"], None)
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path):
+    found = read_source(touch(tmp_path, "2.png", "1.jpeg", "empty/readme.txt"))
+    assert (found.paths, found.labels, found.groups) == (["1.jpeg", "2.png"], None, None)
+
+
+def test_a_folder_named_like_an_image_is_listed_for_the_scan(tmp_path):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "3.png").mkdir()
+    (tmp_path / "b" / "4.jpg").symlink_to("nowhere.jpg")
+    assert read_source(tmp_path).paths == ["a/1.png", "a/3.png", "b/2.png", "b/4.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/a/1.png", "extra/a/2.png"], "mixes the split folders train with extra"),
+        (["train/a/1.png", "2.png"], r"mixes the split folders train with 2\.png"),
+        (["a/1.png", "2.png"], r"holds 1 images beside class folders, first: 2\.png"),
+        (["a/1.gif", "notes.txt"], r"holds no images; supported suffixes are \.bmp, .*\.webp"),
+    ],
+)
+def test_folders_that_cannot_be_meant(tmp_path, names, message):
+    with pytest.raises(DataError, match=message):
+        read_source(touch(tmp_path, *names))
+
+
+def test_a_missing_path_is_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; name a folder"):
+        read_source(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"is a \.txt file; name a folder"):
+        read_source(touch(tmp_path, "x.txt") / "x.txt")
+
+
+def test_csv_columns(tmp_path):
+    text = (
+        "path,label,split,group,true_label,source\n"
+        "a.png,x,Train,p1,y,1\n"
+        "./s/b.png,y,validation,,,2\n"
+        f"{tmp_path}/c.png,x,test,p2,x,3\n"
+    )
+    found = read_source(table(tmp_path, text))
+    assert found.root == tmp_path
+    assert found.paths == ["a.png", "s/b.png", "c.png"]
+    assert (found.labels, found.splits) == (["x", "y", "x"], ["train", "val", "test"])
+    assert (found.groups, found.true_labels) == (["p1", "", "p2"], ["y", "", "x"])
+
+
+def test_csv_without_labels(tmp_path):
+    assert read_source(table(tmp_path, "path\na.png\n")).labels is None
+    assert read_source(table(tmp_path, "path,label\na.png,\nb.png,\n")).labels is None
+
+
+def test_paths_with_commas_and_line_breaks(tmp_path):
+    found = read_source(table(tmp_path, 'path,label\n"a,1.png",x\n"b\n2.png",y\n"say ""hi"".png",x\n'))
+    assert found.paths == ["a,1.png", "b\n2.png", 'say "hi".png']
+
+
+def test_equal_rows_are_merged(tmp_path):
+    found = read_source(table(tmp_path, "path,label\na.png,x\nb.png,y\n./a.png,x\n"))
+    assert (found.paths, found.labels) == (["a.png", "b.png"], ["x", "y"])
+    assert found.notes == ("1 repeated rows of t.csv were merged.",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\n", "t.csv has no rows"),
+        ("path,label\na.png,x\n,y\n", "t.csv:3: path is empty"),
+        ("path,label\na.png,x\nb.png,\n", "t.csv:3: label is empty, as in 1 of 2 rows"),
+        ("path,split\na.png,train\nb.png,\n", "t.csv:3: split is empty, as in 1 of 2 rows"),
+        ("path,split\na.png,train\nb.png,tset\n", "t.csv:3: split 'tset' is unknown; use train, val or test"),
+        ("path,label\na.png,x\n/etc/b.png,x\n", "t.csv:3: path '/etc/b.png' lies outside"),
+        ("path,label\na.png,x\ns/../../b.png,x\n", "t.csv:3: path 's/../../b.png' lies outside"),
+        ("path,label\na.png,x\n..,x\n", "t.csv:3: path '..' lies outside"),
+        (
+            "path,label\na.png,x\nb.png,x\na.png,y\n",
+            "path 'a.png' has label 'y' but 'x' on line 2",
+        ),
+        (
+            "path,split\na.png,train\na.png,test\n",
+            "t.csv:3: path 'a.png' has split 'test' but",
+        ),
+    ],
+)
+def test_csv_errors_name_the_line(tmp_path, text, message):
+    with pytest.raises(DataError) as error:
+        read_source(table(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_a_path_that_leaves_and_comes_back_is_inside(tmp_path):
+    found = read_source(table(tmp_path, "path\ns/../b.png\nx..y.png\n...\n"))
+    assert found.paths == ["b.png", "x..y.png", "..."]
+
+
+def test_labels_sort_by_value_or_by_name():
+    assert class_names(["10", "9", "-1"], None) == ("-1", "9", "10")
+    assert class_names(["10", "9", "b"], ["a", ""]) == ("10", "9", "a", "b")
+
+
+def medmnist(path, shape=(28, 28), **replaced):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 11, (count, 1), dtype=np.int64)
+    arrays |= replaced
+    np.savez_compressed(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path, arrays
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3)])
+def test_medmnist(tmp_path, shape):
+    path, arrays = medmnist(tmp_path / "set.npz", shape)
+    found = read_source(path)
+    assert found.array.shape == (10, 28, 28, 3)
+    expected = arrays["val_images"][1]
+    expected = expected if len(shape) == 3 else np.stack([expected] * 3, axis=-1)
+    np.testing.assert_array_equal(found.array[6], expected)
+    assert found.paths[5:7] == ["val/000000", "val/000001"]
+    assert found.splits == ["train"] * 5 + ["val"] * 2 + ["test"] * 3
+    assert found.labels[6] == str(arrays["val_labels"][1, 0])
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        (
+            {"train_images": np.zeros((5, 28, 28), np.float32)},
+            r"is float32 \(5, 28, 28\); it must be uint8",
+        ),
+        ({"train_images": np.zeros((5, 28, 28, 28), np.uint8)}, "train_images is uint8"),
+        (
+            {"train_labels": np.zeros((5, 14), np.int64)},
+            r"is int64 \(5, 14\); it must be integers \(5, 1\)",
+        ),
+        ({"train_labels": np.zeros((4, 1), np.int64)}, "train_labels"),
+        ({"train_labels": np.zeros((5, 1))}, "train_labels is float64"),
+        ({"train_labels": np.array([["a"]] * 5, dtype=object)}, "not a readable .npz"),
+        ({"val_labels": None}, "has labels for 8 of 10 images"),
+        ({"val_images": np.zeros((2, 64, 64), np.uint8)}, "images of different shapes"),
+        ({"train_images": None, "val_images": None, "test_images": None}, "it must hold train_images"),
+    ],
+)
+def test_npz_that_is_no_medmnist(tmp_path, replaced, message):
+    path, _ = medmnist(tmp_path / "set.npz", **replaced)
+    with pytest.raises(DataError, match=message):
+        read_source(path)
+
+
+def test_npz_that_is_no_npz(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"PK\3\4 and then nothing")
+    with pytest.raises(DataError, match=r"not a readable \.npz file"):
+        read_source(tmp_path / "x.npz")

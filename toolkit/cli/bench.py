@@ -1,0 +1,108 @@
+"""`noisyssl bench`: measure this machine; every number becomes a record."""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noisyssl.cli.options import Json
+
+if TYPE_CHECKING:
+    from noisyssl.benchmarks.records import Record
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine; every number becomes a record.")
+
+Out = Annotated[Path | None, typer.Option(help="JSON-lines file to append the records to.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of every side; 0 is one per core.")]
+Runs = Annotated[int, typer.Option(help="Counted rounds; the sides take turns.")]
+
+
+@app.command()
+def loading(
+    count: Annotated[int, typer.Option(help="Images in an epoch.")] = 512,
+    batch: Annotated[int, typer.Option(help="Images per batch.")] = 64,
+    threads: Threads = 0,
+    runs: Runs = 5,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Augmented images a second: DALI against torchvision's DataLoader, packed against JPEG."""
+    from noisyssl.benchmarks.loading import measure
+    from noisyssl.pipelines.setup import threads_of
+
+    tell(measure(count, batch, threads_of(threads), runs), out, as_json)
+
+
+@app.command()
+def inference(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle; a ResNet-18 at 224 pixels without one.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="Backbone where no bundle is given.")] = "resnet18",
+    size: Annotated[int, typer.Option(help="Pixels where no bundle is given.")] = 224,
+    threads: Threads = 0,
+    runs: Runs = 15,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Latency and images a second: torch eager, channels-last, ONNX Runtime, TensorRT where it runs."""
+    from noisyssl.benchmarks.inference import measure
+    from noisyssl.pipelines.setup import threads_of
+
+    tell(measure(bundle, backbone, size, threads_of(threads), runs), out, as_json)
+
+
+@app.command()
+def scan(threads: Threads = 0, out: Out = None, as_json: Json = False) -> None:
+    """Images a second of `data check`, and whether it finds twelve kinds of broken files."""
+    from noisyssl.benchmarks.scanning import measure
+    from noisyssl.pipelines.setup import threads_of
+
+    tell([measure(threads=threads_of(threads))], out, as_json)
+
+
+@app.command()
+def kill(
+    kills: Annotated[int, typer.Option(help="Runs to kill.")] = 10,
+    inside: Annotated[int, typer.Option(help="Of these inside a checkpoint write.")] = 4,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Kill training runs at random moments; do they resume to the same bits?"""
+    from noisyssl.benchmarks.kill import measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        tell([measure(Path(folder), kills, inside)], out, as_json)
+
+
+@app.command("all")
+def everything(out: Out = None, as_json: Json = False) -> None:
+    """All of the above, one after the other."""
+    from noisyssl.benchmarks.records import RESULTS
+
+    for question, ask in {"loading": loading, "inference": inference, "scan": scan, "kill": kill}.items():
+        ask(out=out or RESULTS / f"{question}.jsonl", as_json=as_json)
+
+
+def tell(found: "Iterable[Record]", out: Path | None, as_json: bool) -> None:
+    """Print each record as it comes, and keep it where asked."""
+    from noisyssl.benchmarks.records import write
+
+    for one in found:
+        if out is not None:
+            write(out, one)
+        if as_json:
+            typer.echo(json.dumps(one))
+            continue
+        settings = ", ".join(f"{k} {v}" for k, v in one["settings"].items() if not isinstance(v, list))
+        typer.echo(f"{one['question']}: {settings}")
+        for name, value in one["figures"].items():
+            row = value if isinstance(value, dict) else {"": value}
+            typer.echo(f"  {name:<28} " + "  ".join(f"{k} {_number(v)}".strip() for k, v in row.items()))
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
