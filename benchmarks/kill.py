@@ -19,7 +19,7 @@ from noisyssl.benchmarks.records import Record, record
 from noisyssl.pipelines.generate import generate
 
 SETTINGS = (
-    "backbone=resnet18-w8", "data.size=32", "threads=1", "train.epochs=6", "train.batch=32",
+    "backbone=resnet18-w16", "data.size=32", "threads=1", "train.epochs=6", "train.batch=32",
     "train.noise=symmetric:0.4", "train.checkpoint_minutes=0.005", "train.ema=0.9",
 )  # fmt: skip
 SLOW = """

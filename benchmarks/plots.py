@@ -112,7 +112,7 @@ def curves(
             )
         axes.set_xlabel(x)
         axes.locator_params(axis="x", nbins=8, integer=True)
-        axes.set_xlim(right=axes.get_xlim()[1])
+        axes.set_xlim(left=0)
         _label_ends(axes, ends if len(lines) > 1 else [])
         return svg()
 
@@ -129,8 +129,6 @@ def reliability(bins: Iterable[dict[str, float | None]]) -> str:
         axes.vlines(confidence, accuracy, confidence, color=COLOURS["orange"], linewidth=1.4)
         area = 160 * count / count.max() if len(full) else count
         axes.scatter(confidence, accuracy, s=8 + area, color=COLOURS["blue"], linewidth=0, zorder=3)
-        axes.text(0.97, 0.03, "overconfident", ha="right", va="bottom", color=COLOURS["muted"])
-        axes.text(0.03, 0.97, "underconfident", ha="left", va="top", color=COLOURS["muted"])
         axes.set_xlabel("confidence of the prediction")
         axes.set_ylabel("share that is right")
         return svg()

@@ -50,7 +50,7 @@ def write_report(
     target = _target(source, out, is_bundle)
     page = bundle_page(source) if is_bundle else run_page(source, data)
     page["speed"] = [
-        (tables.words(question), tables.table(question, records))
+        (tables.words(question), tables.tables(question, records))
         for question in dict.fromkeys(one["question"] for one in records)
         if question in tables.TABLES
     ]

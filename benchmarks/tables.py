@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +23,64 @@ REGION = re.compile(r"(<!-- record: (?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- en
 class Table:
     """Cells as text; the first column names the row."""
 
+    title: str = ""
+    """What tells this table from the other ones of its question."""
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     notes: tuple[str, ...]
     """How the numbers were made: one sentence per machine, commit and day."""
 
 
-def latest(records: Iterable[Record]) -> list[Record]:
-    """The newest record of each setting, in order of first appearance; `records` come oldest first."""
+def generic(records: Sequence[Record], ignore: Sequence[str] = ()) -> list[Table]:
+    """Any records of one question, the newest of each setting: one table per set of figures.
+
+    A row per record and named row, a column per figure and per setting that differs; one record with flat
+    figures has a row per figure instead. `ignore` names settings that came out of the measurement.
+    """
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for one in latest(records, ignore):
+        groups.setdefault(tuple(_names(figures for _, figures in _lines(one))), []).append(one)
+    differ = _differ([one for group in groups.values() for one in group], ignore)
+    return [_table(group, columns, differ, len(groups) > 1, ignore) for columns, group in groups.items()]
+
+
+def latest(records: Iterable[Record], ignore: Sequence[str] = ()) -> list[Record]:
+    """The newest record of each setting and machine, in order of first appearance; `records` oldest first."""
     newest: dict[str, Record] = {}
     for one in records:
-        newest[json.dumps(one["settings"], sort_keys=True)] = one
+        newest[json.dumps(_settings(one, ignore), sort_keys=True)] = one
     return list(newest.values())
 
 
-def generic(records: Sequence[Record]) -> Table:
-    """Any records of one question: a row per record and named row, a column per differing setting and figure.
-
-    One record with flat figures becomes two columns: figure and value.
-    """
-    newest = latest(records)
-    lines = [(one, *line) for one in newest for line in _lines(one)]
+def _table(
+    records: Sequence[Record],
+    columns: Sequence[str],
+    differ: Sequence[str],
+    several: bool,
+    ignore: Sequence[str],
+) -> Table:
+    own = _differ(records, ignore)
+    shared = _settings(records[0], ignore)
+    title = ", ".join(f"{words(key)} {cell(shared.get(key))}" for key in differ if key not in own)
+    lines = [(one, *line) for one in records for line in _lines(one)]
     if len(lines) == 1:
         one, _, figures = lines[0]
         rows = [(words(name), cell(value, _spread(one, name))) for name, value in figures.items()]
-        return Table(header=("figure", "value"), rows=rows, notes=notes(newest))
-    differ = [name for name in _names(one["settings"] for one in newest) if _differs(newest, name)]
-    columns = _names(figures for _, _, figures in lines)
+        header: tuple[str, ...] = ("figure", "value")
+        return Table(title=title if several else "", header=header, rows=rows, notes=notes(records))
     named = any(name for _, name, _ in lines)
-    rows = []
+    full = []
     for one, name, figures in lines:
-        settings = tuple(cell(one["settings"].get(key)) for key in differ)
-        values = tuple(
-            cell(figures.get(key), _spread(one, f"{name}.{key}" if name else key)) for key in columns
-        )
-        rows.append((*((words(name),) if named else ()), *settings, *values))
-    header = (*(("",) if named else ()), *(words(name) for name in (*differ, *columns)))
-    return Table(header=header, rows=rows, notes=notes(newest))
+        settings = tuple(cell(_settings(one, ignore).get(key)) for key in own)
+        values = (cell(figures.get(key), _spread(one, f"{name}.{key}" if name else key)) for key in columns)
+        full.append((*((words(name),) if named else ()), *settings, *values))
+    header = (*(("",) if named else ()), *(words(name) for name in (*own, *columns)))
+    return Table(title=title if several else "", header=header, rows=full, notes=notes(records))
 
 
-TABLES: dict[str, Callable[[Sequence[Record]], Table]] = {
+TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "demo": generic,
-    "loading": generic,
+    "loading": partial(generic, ignore=("torchvision",)),  # the setting that was torchvision's best
     "inference": generic,
     "scan": generic,
     "kill": generic,
@@ -74,8 +91,8 @@ TABLES: dict[str, Callable[[Sequence[Record]], Table]] = {
 """Which function lays out the records of a question."""
 
 
-def table(question: str, records: Sequence[Record]) -> Table:
-    """The table of the records of `question` among `records` (oldest first).
+def tables(question: str, records: Sequence[Record]) -> list[Table]:
+    """The tables of the records of `question` among `records` (oldest first).
 
     Raises:
         ConfigError: no such question, or no record of it yet.
@@ -92,12 +109,17 @@ def table(question: str, records: Sequence[Record]) -> Table:
     return TABLES[question](own)
 
 
-def markdown(one: Table) -> str:
-    """A Markdown table, numbers to the right, the notes below it."""
-    sides = ["---" if i == 0 else "---:" for i in range(len(one.header))]
-    lines = [one.header, sides, *one.rows]
-    body = "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
-    return body + "\n\n" + "\n".join(f"<sub>{note}</sub>" for note in one.notes) + "\n"
+def markdown(many: Sequence[Table]) -> str:
+    """Markdown tables with their titles, numbers to the right; below them the notes, each once."""
+    parts = []
+    for one in many:
+        sides = ["---" if i == 0 else "---:" for i in range(len(one.header))]
+        lines = [one.header, sides, *one.rows]
+        title = f"{one.title}:\n\n" if one.title else ""
+        cells = (" | ".join(str(c).replace("|", "\\|") for c in line) for line in lines)
+        parts.append(title + "\n".join(f"| {line} |" for line in cells))
+    below = dict.fromkeys(note for one in many for note in one.notes)
+    return "\n\n".join([*parts, "\n".join(f"<sub>{note}</sub>" for note in below)]) + "\n"
 
 
 def rewrite(text: str, records: Sequence[Record]) -> str:
@@ -111,7 +133,7 @@ def rewrite(text: str, records: Sequence[Record]) -> str:
         raise ConfigError(
             f"README.md opens {opened} record regions and closes {closed}; end each with <!-- end -->."
         )
-    return REGION.sub(lambda m: m[1] + markdown(table(m["name"].strip(), records)) + m[4], text)
+    return REGION.sub(lambda m: m[1] + markdown(tables(m["name"].strip(), records)) + m[4], text)
 
 
 def cell(value: Any, spread: Mapping[str, float] | None = None) -> str:
@@ -175,8 +197,18 @@ def _names(many: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for one in many for name in one))
 
 
-def _differs(records: Sequence[Record], name: str) -> bool:
-    return len({json.dumps(one["settings"].get(name), sort_keys=True) for one in records}) > 1
+def _settings(one: Record, ignore: Sequence[str]) -> dict[str, Any]:
+    """What was chosen, the machine included."""
+    machine = ", ".join(gpu["name"] for gpu in one["machine"].get("gpus", [])) or one["machine"].get("cpu")
+    return {name: value for name, value in one["settings"].items() if name not in ignore} | {
+        "machine": machine
+    }
+
+
+def _differ(records: Sequence[Record], ignore: Sequence[str]) -> list[str]:
+    """Names of the settings that are not the same in all `records`."""
+    settings = [_settings(one, ignore) for one in records]
+    return [n for n in _names(settings) if len({json.dumps(s.get(n), sort_keys=True) for s in settings}) > 1]
 
 
 def main(arguments: Sequence[str]) -> None:

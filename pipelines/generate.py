@@ -15,10 +15,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from noisyssl.errors import ConfigError
+from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines.canvas import FIELD, Canvas
 from noisyssl.pipelines.tissue import KINDS
 
+# Calibrated so that colour alone stays below 0.6 balanced accuracy where a small network reaches 0.9;
+# `python -m noisyssl.benchmarks.calibration` measures it. While choosing these (2,000 images, 64 pixels,
+# seed 0, its recipe with weight decay 0.05, 25 epochs): mean RGB 0.25, histogram 0.47, clean training 0.93,
+# training at 40 % symmetric noise 0.77. More THICKNESS, CONTRAST or INTRUSION weakens the histogram and slows
+# the network; less LEVELLING lets brightness betray adipose and background.
 LEVELLING = 0.6
 """How far each tile's stain is pulled to its slide's: at 1 every class holds the same amount on average."""
 THICKNESS = 0.32
@@ -138,8 +143,9 @@ def generate(
 
     Raises:
         ConfigError: `folder` exists, or a setting is out of range.
+        MachineError: it cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ConfigError(
             f"{folder} exists; generated data go into a new folder. Remove it or name another one."
         )
@@ -153,6 +159,11 @@ def generate(
     try:
         _write(building, count, size, seed, progress)
         building.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MachineError(
+            f"{folder} cannot be written: {reason}. Free space or name another folder."
+        ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

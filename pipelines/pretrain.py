@@ -13,7 +13,7 @@ from noisyssl.config import Config
 from noisyssl.errors import ConfigError
 from noisyssl.machine import versions
 from noisyssl.methods import METHODS
-from noisyssl.pipelines.fit import fit, prepare
+from noisyssl.pipelines.fit import dtype_of, fit, prepare
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
@@ -37,10 +37,7 @@ def pretrain(
     """
     stage, began = config.pretrain, time.monotonic()
     kind = METHODS[stage.method]
-    if stage.batch < kind.least_batch:
-        raise ConfigError(
-            f"pretrain.batch is {stage.batch}; {stage.method} needs at least {kind.least_batch}."
-        )
+    must_be_possible(config, samples)
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     seed_all(config.seed)
@@ -101,6 +98,19 @@ def pretrain(
     }
     run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def must_be_possible(config: Config, samples: Samples) -> None:
+    """Raises ConfigError or MachineError for what would stop the stage before its first step."""
+    stage, images = config.pretrain, len(samples.where("train"))
+    least = METHODS[stage.method].least_batch
+    if not least <= stage.batch <= images:
+        raise ConfigError(
+            f"pretrain.batch is {stage.batch}; {stage.method} needs at least {least}, the data has {images} "
+            "training images. Choose between them with --set pretrain.batch=N."
+        )
+    dtype_of(stage, device_of(config.device))
+    build_backbone(config.backbone, config.stem)
 
 
 def backbone_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

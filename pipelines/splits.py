@@ -72,18 +72,16 @@ def find_units(groups: Sequence[str], pixels: np.ndarray | None) -> np.ndarray:
 
 def identical(digests: np.ndarray) -> list[np.ndarray]:
     """Index sets (ascending, two or more) of equal rows of (N, 32) uint8 digests."""
-    keys = np.ascontiguousarray(digests[:, :8]).view(np.uint64).reshape(-1)
-    order = np.argsort(keys, kind="stable")
-    same = keys[order][1:] == keys[order][:-1]
+    words = np.ascontiguousarray(digests).view(np.uint64)
+    order = np.argsort(words[:, 0], kind="stable")
+    same = words[order[1:], 0] == words[order[:-1], 0]
     if not same.any():
         return []
     # Eight bytes bring candidates together fast; the whole digest decides.
     rows = order[np.append(same, False) | np.append(False, same)]
-    _, kind = np.unique(digests[rows], axis=0, return_inverse=True)
-    kind = kind.reshape(-1)
-    by_kind = np.argsort(kind, kind="stable")
-    sets = np.split(rows[by_kind], np.flatnonzero(np.diff(kind[by_kind])) + 1)
-    return sorted((np.sort(part) for part in sets if len(part) > 1), key=lambda part: int(part[0]))
+    rows = rows[np.lexsort(words[rows].T)]
+    ends = np.flatnonzero((words[rows[1:]] != words[rows[:-1]]).any(axis=1)) + 1
+    return sorted((part for part in np.split(rows, ends) if len(part) > 1), key=lambda part: int(part[0]))
 
 
 def _divide(units: np.ndarray, classes: np.ndarray, parts: list[str], rng: np.random.Generator) -> np.ndarray:

@@ -63,6 +63,9 @@ class State:
         for name, value in _below(tensors, "optimizer.").items():
             i, slot = name.split(".", 1)
             slots.setdefault(int(i), {})[slot] = value
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, slot in slots.items():  # files hold plain layouts; fused kernels walk memory, not indices
+            slots[i] = {name: _laid_out_like(parameters[i], value) for name, value in slot.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         torch.set_rng_state(tensors["random.cpu"])
@@ -93,6 +96,12 @@ def follow(average: Objective, objective: Objective, decay: float, ok: Tensor) -
     for a, o in pairs:
         if not a.is_floating_point():
             a.copy_(o)
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device="cpu").copy_(value)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

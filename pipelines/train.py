@@ -21,7 +21,7 @@ from noisyssl.images import evaluation_view
 from noisyssl.machine import versions
 from noisyssl.objectives import build_objective
 from noisyssl.pipelines.evaluate import evaluation_images, logits_of
-from noisyssl.pipelines.fit import fit, prepare
+from noisyssl.pipelines.fit import dtype_of, fit, prepare
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.pretrain import backbone_of
 from noisyssl.pipelines.run import Run
@@ -48,7 +48,7 @@ def train(
         Stopped: a signal asked to end; the checkpoint is written.
     """
     stage, began = config.train, time.monotonic()
-    must_be_learnable(samples)
+    must_be_possible(config, samples)
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     seed_all(config.seed)
@@ -150,8 +150,18 @@ def train(
     return metrics
 
 
-def must_be_learnable(samples: Samples) -> None:
-    """Raises DataError unless every class has training samples and there are at least two."""
+def must_be_possible(config: Config, samples: Samples) -> None:
+    """Raises what would stop the stage before its first step.
+
+    Raises:
+        DataError: no labels, fewer than two classes, or a split without samples.
+        ConfigError, MachineError: a setting or device that cannot be.
+    """
+    noises.parse(config.train.noise)
+    dtype_of(config.train, device_of(config.device))
+    network = build_classifier(config.backbone, config.stem, max(1, len(samples.classes)))
+    if config.train.init:
+        initialise(network, Path(config.train.init), config)
     if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
         raise DataError(
             f"{samples.root} has no labels; `noisyssl train` needs class folders or a label column."

@@ -411,13 +411,13 @@ def test_roc_areas_average_to_the_macro_auroc():
 
 
 def test_plots_take_their_colours_from_the_page_and_survive_odd_lines():
-    lines = [plots.Line(name="<b>$x", colour="blue", x=[1, 2, 3], y=[0.1, None, float("nan")])]
+    lines = [plots.Line(name="<b>$x_1$", colour="blue", x=[1, 2, 3], y=[0.1, None, float("nan")])]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svg = plots.curves([*lines, *lines], x="epoch", log=True)
         empty = plots.reliability([])
     assert "var(--blue)" in svg
-    assert "&lt;b&gt;$x" in svg
+    assert "&lt;b&gt;$x_1$" in svg
     assert not re.search(r"#0[0-9]{5}\b", svg + empty)
     assert "DejaVu" not in svg
 

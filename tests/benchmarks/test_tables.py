@@ -21,14 +21,14 @@ def record(question="loading", date="2026-11-01T00:00:00", spread=None, settings
 
 def test_flat_figures_become_two_columns_with_spread_and_note():
     spread = {"speedup": {"median": 3.81, "p10": 3.5, "p90": 4.0}}
-    text = tables.markdown(tables.table("loading", [record(speedup=3.81, images=12345, spread=spread)]))
+    text = tables.markdown(tables.tables("loading", [record(speedup=3.81, images=12345, spread=spread)]))
     assert "| speedup | 3.810 (3.500 to 4.000) |" in text
     assert "| images | 12,345 |" in text
     assert "n = 7; Test CPU, 2 cores, no GPU; torch 2.15.0; commit 0123456789+; 2026-11-01" in text
 
 
 def test_nested_figures_become_rows():
-    made = tables.table("demo", [record("demo", random={"best": 0.5, "last": 0.25}, ssl={"best": 0.75})])
+    (made,) = tables.tables("demo", [record("demo", random={"best": 0.5, "last": 0.25}, ssl={"best": 0.75})])
     assert made.header == ("", "best", "last")
     assert made.rows == [("random", "0.500", "0.250"), ("ssl", "0.750", "-")]
 
@@ -37,9 +37,37 @@ def test_settings_that_differ_become_columns_and_the_newest_record_wins():
     old = record(settings={"size": 64, "views": 2}, speedup=1.0)
     new = record(settings={"size": 64, "views": 2}, speedup=2.0, date="2026-12-01")
     other = record(settings={"size": 64, "views": 1}, speedup=3.0)
-    made = tables.table("loading", [old, other, new])
+    (made,) = tables.tables("loading", [old, other, new])
     assert made.header == ("views", "speedup")
     assert made.rows == [("2", "2.000"), ("1", "3.000")]
+
+
+def test_other_figures_get_their_own_table():
+    one, two = (record(settings={"case": f"{n} views", "size": 224}, dali=n, torchvision=1) for n in (1, 2))
+    packed = record(settings={"case": "packed", "size": 224}, packed=3)
+    first, second = tables.tables("loading", [one, packed, two])
+    assert (first.title, first.header) == ("", ("case", "dali", "torchvision"))
+    assert [row[0] for row in first.rows] == ["1 views", "2 views"]
+    assert (second.title, second.rows) == ("case packed", [("packed", "3")])
+    text = tables.markdown([first, second])
+    assert "\ncase packed:\n\n| figure | value |" in text
+    assert text.count("<sub>") == 1
+
+
+def test_what_came_out_of_a_measurement_is_no_setting():
+    old = record(settings={"case": "one view", "torchvision": "0 workers"}, speedup=1.0)
+    new = record(settings={"case": "one view", "torchvision": "2 workers"}, speedup=2.0)
+    (made,) = tables.tables("loading", [old, new])
+    assert made.rows == [("speedup", "2.000")]
+
+
+def test_two_machines_stand_side_by_side():
+    gpu = record(speedup=9.0)
+    gpu["machine"] = {"cpu": "Other CPU", "cores": 8, "gpus": [{"name": "Test GPU"}]}
+    (made,) = tables.tables("loading", [record(speedup=3.0), gpu])
+    assert made.header == ("machine", "speedup")
+    assert made.rows == [("Test CPU", "3.000"), ("Test GPU", "9.000")]
+    assert len(made.notes) == 2
 
 
 def test_regions_are_rewritten_and_nothing_else():

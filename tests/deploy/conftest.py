@@ -1,6 +1,8 @@
 """One real bundle for the whole session: a narrow ResNet with lived-in statistics, exported once."""
 
+import contextlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,21 +11,33 @@ SIZE = 32
 CLASSES = ("benign", "malignant", "=other")
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Networks this small are slower on many threads, and much slower on a busy machine."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    yield
+    if torch:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def classifier():
     import torch
 
     from noisyssl.classifier import build_classifier
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), one_thread():
         torch.manual_seed(0)
-        network = build_classifier("resnet18-w8", "plain", len(CLASSES))
+        network = build_classifier("resnet18-w16", "plain", len(CLASSES))
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5)
                 torch.nn.init.uniform_(module.bias, -0.5, 0.5)
         with torch.no_grad():
-            for _ in range(20):
+            for _ in range(10):
                 network(torch.randint(0, 256, (16, 3, SIZE, SIZE), dtype=torch.uint8))
             network.head.weight.mul_(4)
     return network.eval()
@@ -46,7 +60,7 @@ def wishes(classifier, images):
     """What `export_bundle` is asked for."""
     return {
         "classifier": classifier,
-        "architecture": {"backbone": "resnet18-w8", "stem": "plain"},
+        "architecture": {"backbone": "resnet18-w16", "stem": "plain"},
         "classes": CLASSES,
         "size": SIZE,
         "fit": "crop",
@@ -65,7 +79,8 @@ def exported(wishes, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("exported") / "deep" / "bundle"
     engines = ["SM86", "SM120"] if "tensorrt_rtx" in to_tensorrt.flavours() else None
-    export_bundle(out, **wishes, tensorrt=engines, flavour="tensorrt_rtx")
+    with one_thread():
+        export_bundle(out, **wishes, tensorrt=engines, flavour="tensorrt_rtx")
     return out
 
 
@@ -73,3 +88,9 @@ def exported(wishes, tmp_path_factory):
 def bundle(exported, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(exported, tmp_path / "bundle")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield

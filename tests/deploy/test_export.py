@@ -24,7 +24,7 @@ def test_a_bundle_says_what_it_is(exported, classifier):
     manifest = read(exported)
     assert manifest.classes == ("benign", "malignant", "=other")
     assert (manifest.geometry.size, manifest.geometry.fit) == (32, "crop")
-    assert (manifest.architecture.backbone, manifest.architecture.stem) == ("resnet18-w8", "plain")
+    assert (manifest.architecture.backbone, manifest.architecture.stem) == ("resnet18-w16", "plain")
     assert manifest.checkpoint == {"which": "best", "epoch": 3}
     assert manifest.training["noise"]["realised"] == 0.397
     assert manifest.figures == {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, "auroc": None}
@@ -68,7 +68,7 @@ def test_an_existing_output_is_left_alone(wishes, tmp_path, kind):
 def test_the_gate_leaves_nothing_behind(wishes, tmp_path, quick):
     from noisyssl.classifier import build_classifier
 
-    other = build_classifier("resnet18-w8", "plain", 3).eval()
+    other = build_classifier("resnet18-w16", "plain", 3).eval()
     with pytest.raises(ExportError, match="No bundle was written"):
         export_bundle(tmp_path / "a" / "b", **wishes | {"classifier": other}, tensorrt=None)
     assert not list(tmp_path.iterdir())

@@ -50,12 +50,12 @@ def test_fewer_images_than_the_largest_batch_still_prove_it(classifier, exported
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (lambda w: w[:, ::-1], {"shape": (8, 3, 7, 7)}),  # BGR for RGB
+        (lambda w: w[:, ::-1], {"shape": (16, 3, 7, 7)}),  # BGR for RGB
         (np.zeros_like, {"end": "channel_offset"}),  # normalisation without its mean
         (np.ones_like, {"end": "channel_scale"}),  # bytes not scaled
         (lambda w: w[::-1], {"end": "head.weight"}),  # classes in another order
         (lambda w: w * 1.001, {"end": "head.weight"}),
-        (lambda w: w.astype(np.float16).astype(np.float32), {"shape": (64, 64, 3, 3)}),  # half precision
+        (lambda w: w.astype(np.float16).astype(np.float32), {"shape": (128, 128, 3, 3)}),  # half precision
     ],
 )
 def test_a_wrong_graph_is_caught(classifier, model, images, tmp_path, change, where):

@@ -81,9 +81,9 @@ def test_weights_that_do_not_fit_their_architecture_are_refused(exported, bundle
     import json
 
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["architecture"]["backbone"] = "resnet18-w16"
+    manifest["architecture"]["backbone"] = "resnet18-w32"
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="does not fit resnet18-w16 with the plain stem"):
+    with pytest.raises(BundleError, match="does not fit resnet18-w32 with the plain stem"):
         open_runtime(bundle, "torch")
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisyssl.errors import ConfigError
+from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines.canvas import Canvas
 from noisyssl.pipelines.generate import CLASSES, TILES, _splits, generate, paint, slide
 from noisyssl.pipelines.tissue import KINDS
@@ -138,7 +138,8 @@ def test_slides_differ_in_stain_and_light():
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine").write_text("keep")
-    for folder in (tmp_path, tmp_path / "mine"):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder in (tmp_path, tmp_path / "mine", tmp_path / "link"):
         with pytest.raises(ConfigError, match="name another one"):
             generate(folder, count=100)
     assert (tmp_path / "mine").read_text() == "keep"
@@ -161,4 +162,14 @@ def test_an_interrupted_call_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "new", count=100, progress=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(MachineError, match="No space left on device"):
+        generate(tmp_path / "new", count=100)
     assert not list(tmp_path.iterdir())

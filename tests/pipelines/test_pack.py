@@ -125,14 +125,23 @@ def test_finished_blocks_are_verified_before_they_are_kept(source, tmp_path):
     assert check(tmp_path / "out").images == 45
 
 
-@pytest.mark.parametrize("tail", [b"ab12", b"00" * 32 + b"\n", b"\xff\n"])
-def test_a_torn_progress_line_is_ignored(source, tmp_path, tail):
+@pytest.mark.parametrize(
+    ("torn", "first"),
+    [
+        (lambda text: text + b"ab12", 25),
+        (lambda text: text + b"00" * 32 + b"\n", 25),
+        (lambda text: text + b"\xff\n", 25),
+        (lambda text: text[:-70], 17),
+        (lambda text: b"", 1),
+    ],
+)
+def test_a_torn_progress_line_is_ignored(source, tmp_path, torn, first):
     samples, done = open_samples(source), []
     stop_at(samples, tmp_path / "out", 30)
-    with (tmp_path / "out.partial" / "blocks.txt").open("ab") as file:
-        file.write(tail)
+    progress = tmp_path / "out.partial" / "blocks.txt"
+    progress.write_bytes(torn(progress.read_bytes()))
     pack(samples, tmp_path / "out", progress=lambda i, _: done.append(i))
-    assert done[0] == 25
+    assert done[0] == first
     assert check(tmp_path / "out").images == 45
 
 

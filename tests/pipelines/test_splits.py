@@ -110,6 +110,15 @@ def test_units_are_connected_components():
     assert find_units(groups, pixels).tolist() == [0, 1, 2, 0, 0, 2]
 
 
+def test_identical_is_what_a_dictionary_finds():
+    digests = np.random.default_rng(0).integers(0, 2, (300, 32), dtype=np.uint8)
+    digests[:, 5:] = 0  # 32 kinds
+    sets: dict[bytes, list[int]] = {}
+    for row, digest in enumerate(digests):
+        sets.setdefault(digest.tobytes(), []).append(row)
+    assert [rows.tolist() for rows in identical(digests)] == list(sets.values())
+
+
 def test_identical_compares_whole_digests():
     digests = np.zeros((5, 32), np.uint8)
     digests[1, 31] = digests[3, 31] = 1  # the first bytes are all equal

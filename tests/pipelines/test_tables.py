@@ -31,7 +31,7 @@ def test_every_cell_comes_back(tmp_path_factory, rows):
 
 
 @pytest.mark.parametrize(
-    "cell", ["=1+1", "+x", "-cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "'=1", "-", "=cmd()\n"]
+    "cell", ["=1+1", "+x", "-cmd|' /C calc'!A0", "@SUM(A1)", "\t=1", "'=1", "-", "-1\n=1"]
 )
 def test_a_spreadsheet_runs_nothing(cell):
     assert quote(cell).startswith("'")
@@ -50,7 +50,7 @@ def test_names_that_are_no_utf8_come_back(tmp_path):
 
 
 def test_columns_are_found_in_any_order_and_a_bom_is_read(tmp_path):
-    (tmp_path / "t.csv").write_bytes("\ufeffextra, Label ,path\r\nx,ü, a.png\r\n".encode())
+    (tmp_path / "t.csv").write_bytes("\ufeffpath,extra, Label \r\na.png,x, ü\r\n".encode())
     assert read_table(tmp_path / "t.csv", ["path"], ["label", "split"]) == {"path": ["a.png"], "label": ["ü"]}
 
 

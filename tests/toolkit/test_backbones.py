@@ -72,7 +72,7 @@ def test_mlp_has_its_layers_between():
     ("name", "stem", "message"),
     [
         ("resnet19", "plain", r"backbone 'resnet19' is unknown.*Did you mean"),
-        ("resnet18-w1000", "plain", "width 1000; it must lie in 8-128"),
+        ("resnet18-w1000", "plain", "width 1000; it must be a multiple of 16"),
         ("resnet18", "tiny", "stem 'tiny' is unknown"),
     ],
 )

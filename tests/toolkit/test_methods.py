@@ -18,7 +18,7 @@ SIZE = 32
 
 def build(name: str, seed: int = 0):
     torch.manual_seed(seed)
-    return METHODS[name](build_backbone("resnet18-w8"), METHODS[name].Config(), SIZE)
+    return METHODS[name](build_backbone("resnet18-w16"), METHODS[name].Config(), SIZE)
 
 
 def batch_for(name: str, count: int = 8) -> Batch:

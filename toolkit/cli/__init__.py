@@ -77,7 +77,3 @@ def run(argv: list[str]) -> int:
 def fail(message: str, code: int) -> int:
     typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -111,7 +111,8 @@ def train(
         "train.epochs": epochs,
         "train.batch": batch,
     } | _shared(data, seed, device, size, quarantine, allow_leaks)
-    flags = architecture_of(init) | flags if init else flags
+    if init:
+        flags = architecture_of(init) | {name: value for name, value in flags.items() if value is not None}
     config = settings(out, "train", recipe, set_, flags, resume)
     _check_noise(config)
     if before is not None:
@@ -155,21 +156,20 @@ def run_stage(
     stage: str, config: "Config", out: Path, *, resume: bool = False, samples: "Samples | None" = None
 ) -> dict[str, Any]:
     """Open the data and run (or resume, or find finished) one stage in `out`; its metrics."""
-    from noisyssl.pipelines.pretrain import pretrain
+    from noisyssl.pipelines import pretrain, train
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.signals import caught
-    from noisyssl.pipelines.train import must_be_learnable, train
 
     with caught() as stopped:
         if resume and Run.open(out, stage).is_finished():
             typer.echo(f"{out} is finished already.", err=True)
             return Run(out).metrics()
         samples = samples or open_data(config, labelled=None if stage == "train" else False)
-        if stage == "train":
-            must_be_learnable(samples)
+        module: Any = {"pretrain": pretrain, "train": train}[stage]
+        module.must_be_possible(config, samples)
         run = Run.open(out, stage) if resume else Run.create(out, config, stage, samples)
         run.must_hold(samples)
-        work: Callable[..., dict[str, Any]] = train if stage == "train" else pretrain
+        work: Callable[..., dict[str, Any]] = getattr(module, stage)
         with training_progress(f"{stage} {out.name}") as show, _events(config, stage, run) as board:
             run.shown = lambda entry: (show(entry), board(entry))
             return work(config, samples, run, stopped=stopped)
