@@ -6,6 +6,7 @@ gets every choice: Pillow or tensor transforms, 0, 1, 2 or one worker per core, 
 
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import io
 from torchvision.transforms import v2
 
-from noisyssl.benchmarks.measure import Spread, interleaved, rate, ratio
+from noisyssl.benchmarks.measure import rate, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.pipelines.generate import paint
 from noisyssl.pipelines.loader import open_loader
@@ -29,16 +30,28 @@ from noisyssl.views import View, pair, training
 SIZE = 224
 
 
-def measure(count: int = 512, batch: int = 64, threads: int = 2, runs: int = 5) -> Iterator[Record]:
-    """One record for one view, one for two, one for packed against JPEG files."""
+def measure(
+    count: int = 1024, batch: int = 64, threads: int = 2, runs: int = 5, settings: int = 8
+) -> Iterator[Record]:
+    """Records for one view, for two, and for packed arrays against JPEG files at 224 and 64 pixels.
+
+    Args:
+        count: images timed in one turn.
+        batch: images per batch.
+        threads: CPU threads of ours, and the most workers of the opponent.
+        runs: turns of each side.
+        settings: how many of the opponent's settings are tried.
+    """
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         files = jpegs(Path(folder) / "images", count)
         for name, views in (("one view", training(SIZE)), ("two views", pair(SIZE))):
-            yield against_torchvision(name, files, views, batch, threads, runs)
-        pack(files, Path(folder) / "packed")
-        packed = open_samples(Path(folder) / "packed", labelled=False)
-        yield packed_against_files(files, packed, pair(SIZE), batch, threads, runs)
+            yield against_torchvision(name, files, views, batch, threads, runs, settings)
+        for size in (SIZE, 64):
+            packed = pack(files, Path(folder) / f"packed-{size}", size=size)
+            array = open_samples(packed, labelled=False)
+            for name, views in (("one view", training(size)), ("two views", pair(size))):
+                yield packed_against_files(f"packed, {name}", files, array, views, batch, threads, runs)
 
 
 def jpegs(folder: Path, count: int, distinct: int = 64) -> Samples:
@@ -52,78 +65,77 @@ def jpegs(folder: Path, count: int, distinct: int = 64) -> Samples:
 
 
 def against_torchvision(
-    name: str, samples: Samples, views: tuple[View, ...], batch: int, threads: int, runs: int
+    name: str, samples: Samples, views: tuple[View, ...], batch: int, threads: int, runs: int, settings: int
 ) -> Record:
-    """Ours / the best of torchvision's settings, found by one epoch of each beforehand."""
-    settings = list(itertools.product(("pillow", "tensor"), sorted({0, 1, 2, threads})))
+    """Ours / the best of torchvision's settings, found by one turn of each beforehand."""
+    choices = list(itertools.product(("pillow", "tensor"), sorted({0, 1, 2, threads})))[:settings]
     opponents = {
-        f"{kind}, {workers} workers": Opponent(samples, views, kind, workers, batch)
-        for kind, workers in settings
+        f"{kind}, {workers} workers": opponent(samples, views, kind, workers, batch)
+        for kind, workers in choices
     }
-    pilot = interleaved({key: side.epoch for key, side in opponents.items()}, warm=1, runs=1)
-    best = min(pilot, key=lambda key: pilot[key][0])
-    for key, side in opponents.items():
-        if key != best:
-            side.close()
-    sides = {"dali": epoch_of(samples, views, batch, threads), "torchvision": opponents[best].epoch}
-    seconds = interleaved(sides, warm=1, runs=runs)
-    opponents[best].close()
-    count = len(samples) // batch * batch
-    faster = ratio(seconds["torchvision"], seconds["dali"])
-    speeds = {key: rate(count, value) for key, value in seconds.items()}
-    return _record(
-        name, speeds, "dali / torchvision", faster, runs, count, batch, threads, {"torchvision": best}
-    )
+    pilot = {key: seconds_of(side, len(samples) // batch // 4) for key, side in opponents.items()}
+    best = min(pilot, key=lambda key: pilot[key])
+    sides = {"dali": ours(samples, views, batch, threads), "torchvision": opponents[best]}
+    return _compared(name, sides, len(samples), batch, threads, runs, views[0].size, {"torchvision": best})
 
 
 def packed_against_files(
-    files: Samples, packed: Samples, views: tuple[View, ...], batch: int, threads: int, runs: int
+    name: str, files: Samples, packed: Samples, views: tuple[View, ...], batch: int, threads: int, runs: int
 ) -> Record:
-    """Ours from the packed array / ours from JPEG files, two views."""
-    sides = {
-        name: epoch_of(source, views, batch, threads)
-        for name, source in (("packed", packed), ("jpeg", files))
-    }
-    seconds = interleaved(sides, warm=1, runs=runs)
-    count = len(files) // batch * batch
-    speeds = {key: rate(count, value) for key, value in seconds.items()}
-    faster = ratio(seconds["jpeg"], seconds["packed"])
-    return _record("packed, two views", speeds, "packed / jpeg", faster, runs, count, batch, threads, {})
+    """Ours from a packed array / ours from the JPEG files it was made of."""
+    sides = {"packed": ours(packed, views, batch, threads), "jpeg": ours(files, views, batch, threads)}
+    return _compared(name, sides, len(files), batch, threads, runs, views[0].size, {})
 
 
-def epoch_of(samples: Samples, views: tuple[View, ...], batch: int, threads: int) -> Callable[[], None]:
-    """One epoch of our loader, its pipeline built and closed inside, so that no side prefetches in the other's time."""
-    loader = open_loader(
-        samples, samples.where("train"), views, batch=batch, seed=0, device=torch.device("cpu"),
-        kind="dali", drop_last=True, threads=threads,
-    )  # fmt: skip
-
-    def epoch() -> None:
-        loader.start(0, 0)
-        for _ in loader:
-            pass
-        loader.close()
-
-    return epoch
+Side = Callable[[], Iterator[Any]]
+"""Starts an endless stream of batches; closing the iterator ends its threads and workers."""
 
 
-class Opponent:
-    """torchvision's transforms v2 in torch's DataLoader, workers kept alive between epochs."""
+def seconds_of(side: Side, batches: int, warm: int = 4) -> float:
+    """Seconds of `batches` batches in the steady state, after `warm` of them and the start-up."""
+    stream = side()
+    for _ in itertools.islice(stream, warm):
+        pass
+    began = time.perf_counter()
+    for _ in itertools.islice(stream, batches):
+        pass
+    seconds = time.perf_counter() - began
+    stream.close()  # type: ignore[attr-defined]
+    return seconds
 
-    def __init__(
-        self, samples: Samples, views: tuple[View, ...], kind: str, workers: int, batch: int
-    ) -> None:
-        self.loader: DataLoader[Any] = DataLoader(
+
+def ours(samples: Samples, views: tuple[View, ...], batch: int, threads: int) -> Side:
+    """Our loader by DALI."""
+
+    def stream() -> Iterator[Any]:
+        loader = open_loader(
+            samples, samples.where("train"), views, batch=batch, seed=0, device=torch.device("cpu"),
+            kind="dali", drop_last=True, threads=threads,
+        )  # fmt: skip
+        try:
+            while True:
+                yield from loader
+        finally:
+            loader.close()
+
+    return stream
+
+
+def opponent(samples: Samples, views: tuple[View, ...], kind: str, workers: int, batch: int) -> Side:
+    """torchvision's transforms v2 in torch's DataLoader, its workers kept over the epochs."""
+
+    def stream() -> Iterator[Any]:
+        loader: DataLoader[Any] = DataLoader(
             Files(samples, [transforms(view, kind) for view in views], kind),
             batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0,
         )  # fmt: skip
+        try:
+            while True:
+                yield from loader
+        finally:
+            loader._iterator = None  # ends the workers
 
-    def epoch(self) -> None:
-        for _ in self.loader:
-            pass
-
-    def close(self) -> None:
-        self.loader._iterator = None  # ends the workers
+    return stream
 
 
 class Files(Dataset[Any]):
@@ -161,11 +173,27 @@ def transforms(view: View, kind: str) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def _record(
-    name: str, speeds: dict[str, Spread], what: str, faster: Spread, runs: int, count: int, batch: int,
-    threads: int, extra: dict[str, Any],
+def _compared(
+    name: str, sides: dict[str, Side], images: int, batch: int, threads: int, runs: int, size: int,
+    extra: dict[str, Any],
 ) -> Record:  # fmt: skip
-    figures = {f"{key} images/s": value.median for key, value in speeds.items()} | {what: faster.median}
-    spread = {f"{key} images/s": value for key, value in speeds.items()} | {what: faster}
-    settings = {"case": name, "size": SIZE, "images": count, "batch": batch, "threads": threads, **extra}
-    return record("loading", settings=settings, figures=figures, n=runs, spread=spread)
+    """The sides in turn, the order alternating; speeds and the ratio first / second, round by round."""
+    batches = images // batch
+    seconds: dict[str, list[float]] = {key: [] for key in sides}
+    for turn in range(runs):
+        for key in sorted(sides, key=list(sides).index, reverse=turn % 2 == 1):
+            seconds[key].append(seconds_of(sides[key], batches))
+    first, second = sides
+    faster = ratio(seconds[second], seconds[first])
+    speeds = {f"{key} images/s": rate(batches * batch, value) for key, value in seconds.items()}
+    what = f"{first} / {second}"
+    return record(
+        "loading",
+        settings={
+            "case": name, "size": size, "files": f"{SIZE} px JPEG", "images": images, "batch": batch,
+            "threads": threads, **extra,
+        },
+        figures={key: value.median for key, value in speeds.items()} | {what: faster.median},
+        n=runs,
+        spread={**speeds, what: faster},
+    )  # fmt: skip

@@ -1,7 +1,7 @@
 """Views by batched torch operations: the reference for DALI, the fallback, and the GPU-resident path.
 
-Crop, resize and flips are one matrix per image and axis, blur another, colour a 3x3 matrix and an offset.
-Filters, borders and rounding are DALI's (2.4), found from its impulse responses.
+Crop, resize and flips are one matrix per image and axis. Filter, border and rounding are DALI's (2.4), found
+from its impulse responses.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noisyssl.pipelines.colour import finish
 from noisyssl.pipelines.draws import Draws
 from noisyssl.views import View
-
-TO_YIQ = np.array([(0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)])
-"""DALI's constants; its way back is their inverse, not the textbook's rounded one."""
-FROM_YIQ = np.linalg.inv(TO_YIQ)
-MID_GREY = 128.0
 
 
 def apply(images: Tensor | Sequence[Tensor], view: View, draws: Draws) -> Tensor:
@@ -44,18 +40,7 @@ def apply(images: Tensor | Sequence[Tensor], view: View, draws: Draws) -> Tensor
             for i, image in enumerate(images)
         ]
         out = torch.cat(parts)
-    if view.jitter or view.grey:
-        matrix, offset = twist(draws)
-        colours = torch.baddbmm(
-            _floats(offset, device)[:, None, None], _floats(matrix, device), out.flatten(2)
-        )
-        out = _rounded(colours).view_as(out)
-    if view.blur:
-        kernel = blur_matrix(
-            _floats(draws.sigma, device), torch.from_numpy(draws.window()).to(device), view.size
-        )
-        out = _rounded(_separable(out, kernel, kernel))
-    return out.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    return finish(out, view, draws)
 
 
 def resize_matrix(start: Tensor, end: Tensor, source: int, size: int) -> Tensor:
@@ -77,48 +62,13 @@ def resize_matrix(start: Tensor, end: Tensor, source: int, size: int) -> Tensor:
     return matrix
 
 
-def blur_matrix(sigma: Tensor, window: Tensor, size: int) -> Tensor:
-    """(B, size, size) float32: Gaussian blur along one axis, mirrored about the border pixels."""
-    reach = int(window.max()) // 2
-    offset = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = torch.exp(-0.5 * (offset / sigma[:, None]).square())
-    weight = weight * (offset.abs() <= (window // 2)[:, None])
-    weight = weight / weight.sum(1, keepdim=True)
-    pixel = torch.arange(size, device=sigma.device)
-    period = 2 * (size - 1)
-    target = (pixel[:, None] + offset) % period
-    target = torch.minimum(target, period - target).expand(len(sigma), -1, -1)
-    matrix = weight.new_zeros(len(sigma), size, size)
-    return matrix.scatter_add_(2, target, weight[:, None].expand(-1, size, -1))
-
-
-def twist(draws: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """(B, 3, 3) matrix and (B,) offset on RGB in 0-255: hue, saturation, contrast, then brightness."""
-    angle = np.deg2rad(draws.hue.astype(np.float64))
-    chroma = np.zeros((len(angle), 3, 3))
-    chroma[:, 0, 0] = 1
-    chroma[:, 1, 1] = chroma[:, 2, 2] = draws.saturation * np.cos(angle)
-    chroma[:, 1, 2] = draws.saturation * np.sin(angle)
-    chroma[:, 2, 1] = -chroma[:, 1, 2]
-    matrix = FROM_YIQ @ chroma @ TO_YIQ
-    gain = (draws.brightness * draws.contrast)[:, None, None]
-    return gain * matrix, draws.brightness * (1 - draws.contrast) * MID_GREY
-
-
 def _resize(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+    """(B, size, size, 3) uint8, halves rounded up."""
     height, width = images.shape[1:3]
-    along_y = resize_matrix(rows[0], rows[1], height, size)
-    along_x = resize_matrix(columns[0], columns[1], width, size)
-    return _rounded(_separable(images.permute(0, 3, 1, 2).float(), along_y, along_x))
-
-
-def _separable(planes: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return rows[:, None] @ planes @ columns[:, None].mT
-
-
-def _rounded(values: Tensor) -> Tensor:
-    """Whole numbers in 0-255, halves up: both libraries store bytes between their steps."""
-    return values.add(0.5).floor().clamp(0, 255)
+    along_y = resize_matrix(rows[0], rows[1], height, size)[:, None]
+    along_x = resize_matrix(columns[0], columns[1], width, size)[:, None]
+    out = along_y @ images.permute(0, 3, 1, 2).float() @ along_x.mT
+    return out.add_(0.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _floats(values: np.ndarray, device: torch.device) -> Tensor:

@@ -1,10 +1,12 @@
-"""The DALI graph that feeds training: decode once, then one augmented copy per view.
+"""The DALI graph that feeds training: decode once, then one crop per view; `colour` finishes it.
 
 No randomness inside: each run of the graph is handed its files and its draws. One graph for CPU and GPU.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 from noisyssl.images import decode
-from noisyssl.pipelines.draws import NO_BLUR, Draws, Slot, draw
+from noisyssl.pipelines.colour import finish
+from noisyssl.pipelines.draws import Draws, Slot, draw
 from noisyssl.pipelines.samples import Samples
 from noisyssl.views import View
 
@@ -41,8 +44,9 @@ class DaliStream:
         self._cuda: int | None = None
         if device.type == "cuda":
             self._cuda = torch.cuda.current_device() if device.index is None else device.index
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = single_threaded(threads)
         self._reading: list[Future[np.ndarray]] = []
+        self._drawn: deque[list[Draws]] = deque()
         self._read_ahead()
         self._pipe = view_graph(
             self._feed,
@@ -58,14 +62,17 @@ class DaliStream:
         """Per view (B, 3, S, S) uint8, channels-last, safe to keep, of the oldest slot in flight."""
         if self._cuda is None:
             # the executor hands its buffers over: a TensorList that is still referenced is never reused
-            views = tuple(torch.from_dlpack(out.as_tensor()) for out in self._pipe.run())
+            crops = [torch.from_dlpack(out.as_tensor()) for out in self._pipe.run()]
         else:
             # bound to torch's stream, so that DALI waits for this copy before it reuses the buffers
             with torch.cuda.device(self._cuda):
                 outputs = self._pipe.run(torch.cuda.current_stream())
-                views = tuple(torch.from_dlpack(out.as_tensor()).clone() for out in outputs)
+                crops = [torch.from_dlpack(out.as_tensor()).clone() for out in outputs]
+        draws = self._drawn.popleft()
+        pool = self._pool if self._cuda is None else None
+        views = tuple(finish(*one, pool) for one in zip(crops, self._views, draws, strict=True))
         self.flying.pop(0)
-        return tuple(view.permute(0, 3, 1, 2) for view in views)
+        return views
 
     def close(self) -> None:
         """Stop the threads and free the buffers."""
@@ -93,59 +100,37 @@ class DaliStream:
         slot, files = self.flying[-1], [future.result() for future in self._reading]
         self._read_ahead()
         heights, widths = self._samples.heights[slot.index], self._samples.widths[slot.index]
-        fed: list[Any] = [files]
-        for number, view in enumerate(self._views):
-            fed += arguments(view, draw(view, self._seed, slot.place[0], slot.index, number, heights, widths))
-        return fed
+        draws = [
+            draw(view, self._seed, slot.place[0], slot.index, number, heights, widths)
+            for number, view in enumerate(self._views)
+        ]
+        self._drawn.append(draws)
+        return [files, *(edge for one in draws for edge in corners(one))]
 
 
-def arguments(view: View, draws: Draws) -> list[np.ndarray]:
-    """The draws as the tensor arguments of `augment`, (B, ...) each: only what the view has."""
+def single_threaded(workers: int) -> ThreadPoolExecutor:
+    """A pool whose threads each run torch's operations alone, while the calling thread keeps its number."""
+    threads, ready = torch.get_num_threads(), Barrier(workers + 1)
+
+    def alone() -> None:
+        torch.set_num_threads(1)  # OpenMP keeps this per thread, MKL for all: hence the number again below
+        torch.zeros(1 << 17).add_(1)  # a thread settles on its number at its first parallel operation
+        ready.wait()
+
+    pool = ThreadPoolExecutor(workers, initializer=alone)
+    for _ in range(workers):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(threads)
+    return pool
+
+
+def corners(draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """(B, 2) first and (B, 2) last corner of each crop; what ends before it starts comes out mirrored."""
     vertical, horizontal = draws.vertical, draws.horizontal
     start = (np.where(vertical, draws.bottom, draws.top), np.where(horizontal, draws.right, draws.left))
     end = (np.where(vertical, draws.top, draws.bottom), np.where(horizontal, draws.left, draws.right))
-    fed = [np.stack(start, 1), np.stack(end, 1)]
-    if has_colour(view):
-        neutral = (draws.brightness == 1) & (draws.contrast == 1) & (draws.saturation == 1) & (draws.hue == 0)
-        fed += [~neutral, draws.brightness, draws.contrast, draws.saturation, draws.hue]
-    if has_blur(view):
-        fed += [draws.sigma > NO_BLUR, draws.sigma, draws.window()]
-    return fed
-
-
-def has_colour(view: View) -> bool:
-    return view.jitter > 0 or view.grey > 0
-
-
-def has_blur(view: View) -> bool:
-    return view.blur > 0
-
-
-def augment(image: Any, view: View, fed: Iterator[Any]) -> Any:
-    """`view` of a batch of (H, W, 3) images of any size, (S, S, 3) uint8."""
-    from nvidia.dali import fn
-
-    # a region whose end lies before its start comes out mirrored: flips cost nothing
-    image = fn.resize(
-        image,
-        size=[view.size, view.size],
-        roi_start=next(fed),
-        roi_end=next(fed),
-        roi_relative=False,
-        antialias=True,
-    )
-    # DALI traces these conditions on (B,) booleans: only the samples concerned pass through the operator
-    if has_colour(view):
-        coloured, brightness, contrast, saturation, hue = (next(fed) for _ in range(5))
-        if coloured:
-            image = fn.color_twist(
-                image, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
-            )
-    if has_blur(view):
-        blurred, sigma, window = (next(fed) for _ in range(3))
-        if blurred:
-            image = fn.gaussian_blur(image, sigma=sigma, window_size=window)
-    return image
+    return np.stack(start, 1), np.stack(end, 1)
 
 
 def view_graph(
@@ -154,7 +139,7 @@ def view_graph(
     """A DALI pipeline with one (B, S, S, 3) uint8 output per view.
 
     Args:
-        source: called once per batch; returns encoded files (or pixels), then `arguments` of each view.
+        source: called once per batch; returns encoded files (or pixels), then the `corners` of each view.
         views: what to compute.
         encoded: the source hands over files, not pixels.
         settings: of `nvidia.dali.Pipeline`; `device_id=None` computes on the CPU.
@@ -162,23 +147,31 @@ def view_graph(
     from nvidia.dali import fn, pipeline_def
 
     gpu = settings["device_id"] is not None
-    counts = [2 + 5 * has_colour(view) + 3 * has_blur(view) for view in views]
 
-    @pipeline_def(enable_conditionals=True)
+    @pipeline_def
     def graph() -> tuple[Any, ...]:
         image, *rest = fn.external_source(
             source=source,
-            num_outputs=1 + sum(counts),
+            num_outputs=1 + 2 * len(views),
             batch=True,
-            layout=None if encoded else ["HWC"] + [""] * sum(counts),
+            layout=None if encoded else ["HWC"] + [""] * 2 * len(views),
         )
         if encoded:
             # Pillow decodes with libjpeg's smooth chroma upsampling; on the GPU it must be asked for
             image = fn.decoders.image(image, device="mixed" if gpu else "cpu", jpeg_fancy_upsampling=True)
         elif gpu:
             image = image.gpu()
-        fed = iter(rest)
-        return tuple(augment(image, view, fed) for view in views)
+        return tuple(
+            fn.resize(
+                image,
+                size=[view.size, view.size],
+                roi_start=rest[2 * number],
+                roi_end=rest[2 * number + 1],
+                roi_relative=False,
+                antialias=True,
+            )
+            for number, view in enumerate(views)
+        )
 
     pipe = graph(**settings)
     pipe.build()

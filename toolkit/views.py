@@ -10,10 +10,11 @@ from noisyssl.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """One augmented copy: crop and resize, then flips, then colour, then blur.
+    """One augmented copy: crop and resize, then flips, then blur, then colour.
 
     Colour is one affine map per image (hue, saturation, contrast about mid-grey, brightness, in this
-    order, clamped once), so both implementations compute the same thing.
+    order). It commutes with the blur, so only the end is clamped and rounded to bytes, and both
+    implementations compute the same thing.
     """
 
     size: int

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from noisyssl.pipelines.batched import apply, blur_matrix, resize_matrix, twist
+from noisyssl.pipelines.batched import apply, resize_matrix
 from noisyssl.pipelines.draws import NO_BLUR, Draws
 from noisyssl.views import View
 
@@ -98,44 +98,3 @@ def test_images_of_different_sizes_are_resized_one_by_one():
     )
     together = apply(images, EVERYTHING, draws)
     assert torch.equal(apply(list(images), EVERYTHING, draws), together)
-
-
-def test_saturation_zero_is_grey_with_the_luma_weights():
-    images = picture(24, 24)
-    out = apply(images, View(size=24, grey=1.0), plain(images, saturation=0)).float()
-    luma = (images.float() * torch.tensor([0.299, 0.587, 0.114])).sum(3)
-    for channel in range(3):
-        assert (out[:, channel] - luma).abs().max() <= 1.5
-
-
-def test_contrast_turns_about_mid_grey_before_brightness():
-    images = torch.full((1, 24, 24, 3), 200, dtype=torch.uint8)
-    out = apply(images, View(size=24, jitter=1.0), plain(images, contrast=0.5, brightness=0.8))
-    assert out.unique().item() == pytest.approx(0.8 * (128 + 0.5 * (200 - 128)), abs=1)
-
-
-def test_hue_turns_add_up_and_keep_grey():
-    images = picture(8, 8, batch=1)
-    third, back = (twist(plain(images, hue=angle))[0][0] for angle in (120, -240))
-    np.testing.assert_allclose(third, back, atol=1e-5)
-    np.testing.assert_allclose(third @ third @ third, np.eye(3), atol=1e-5)
-    np.testing.assert_allclose(third @ np.ones(3), np.ones(3), atol=0.01)
-
-
-def test_blur_is_a_reflected_convolution():
-    sigma, window = torch.tensor([0.4, 1.7, NO_BLUR]), torch.tensor([5, 13, 1])
-    planes = torch.rand(3, 1, 20, 20)
-    matrix = blur_matrix(sigma, window, 20)
-    for i in range(3):
-        reach = int(window[i]) // 2
-        weight = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma[i]) ** 2)
-        weight = weight / weight.sum()
-        padded = functional.pad(planes[i], (reach,) * 4, mode="reflect")
-        expected = functional.conv2d(padded[None], (weight[:, None] * weight)[None, None])[0]
-        torch.testing.assert_close(matrix[i] @ planes[i] @ matrix[i].T, expected)
-
-
-def test_blur_wider_than_the_image_still_averages():
-    matrix = blur_matrix(torch.tensor([9.0]), torch.tensor([55]), 8)
-    torch.testing.assert_close(matrix.sum(2), torch.ones(1, 8))
-    assert (matrix >= 0).all()

@@ -22,7 +22,7 @@ Runs = Annotated[int, typer.Option(help="Counted rounds; the sides take turns.")
 
 @app.command()
 def loading(
-    count: Annotated[int, typer.Option(help="Images in an epoch.")] = 512,
+    count: Annotated[int, typer.Option(help="Images timed in one turn.")] = 1024,
     batch: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     threads: Threads = 0,
     runs: Runs = 5,
