@@ -63,5 +63,5 @@ def _accuracy_curve(epochs: Entries, metrics: dict[str, Any]) -> tuple[str, str]
     ]
     best = (metrics.get("best") or {}).get("epoch")
     at = next((one["val"] for one in epochs if one["epoch"] == best and one.get("val")), None)
-    mark = (best, at["balanced_accuracy"], f"BEST, epoch {best}") if at else None
+    mark = (float(best), at["balanced_accuracy"], f"BEST, epoch {best}") if at and best else None
     return "Balanced accuracy per epoch", plots.curves(lines, x="epoch", mark=mark)

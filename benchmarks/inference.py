@@ -7,6 +7,7 @@ bytes in memory, and from encoded file to label as `predict` does it.
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ def random_bundle(out: Path, backbone: str, size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), dtype=np.uint8)
     export_bundle(
         out, classifier=build_classifier(backbone, "plain", 9), classes=[f"class {i}" for i in range(9)],
-        architecture={"backbone": backbone, "stem": "plain"}, size=size, fit="crop", images=lambda: [images],
+        architecture={"backbone": backbone, "stem": "plain"}, size=size, fit="crop",
+        images=lambda: [images],
         figures={}, training={}, checkpoint={"which": "random", "epoch": 0}, tensorrt=None,
     )  # fmt: skip
 
 
 def runtimes(bundle: Path, manifest: Manifest, threads: int, stack: ExitStack) -> dict[str, Side]:
-    """Every runtime of this machine: torch eager in both memory formats, ONNX Runtime, TensorRT if it runs."""
+    """Every runtime of this machine: torch eager in both layouts, ONNX Runtime, TensorRT if it runs."""
     sides: dict[str, Side] = {
         "torch eager": eager(bundle, manifest, torch.contiguous_format),
         "torch channels-last": eager(bundle, manifest, torch.channels_last),
@@ -97,9 +99,7 @@ def alone(manifest: Manifest, sides: dict[str, Side], batch: int, threads: int, 
     expected = sides["torch eager"](images)
     for name, side in sides.items():
         assert np.abs(side(images) - expected).max() < 1e-2, f"{name} computes something else"
-    calls: dict[str, Callable[[], object]] = {
-        name: lambda side=side: side(images) for name, side in sides.items()
-    }  # type: ignore[misc]
+    calls = {name: partial(side, images) for name, side in sides.items()}
     seconds = interleaved(calls, warm=3, runs=runs)
     figures = {
         name: {

@@ -25,7 +25,7 @@ SETTINGS = (
 SLOW = """
 import os, sys, time
 from pathlib import Path
-from noisyssl import checkpoint
+from noisyssl import disk
 marker, fsync = Path(sys.argv.pop(1)), os.fsync
 def slow(handle):
     if marker.parent.exists():
@@ -33,7 +33,7 @@ def slow(handle):
         time.sleep(0.25)
         marker.unlink(missing_ok=True)
     fsync(handle)
-checkpoint.os = type("slow_os", (), dict(vars(os), fsync=staticmethod(slow)))
+disk.os = type("slow_os", (), dict(vars(os), fsync=staticmethod(slow)))
 from noisyssl.cli import main
 main(sys.argv[1:])
 """
@@ -74,7 +74,7 @@ def measure(folder: Path, kills: int = 10, inside: int = 4, seed: int = 0) -> Re
 
 
 def kill_once(data: Path, run: Path, after_s: float, *, within_write: bool) -> None:
-    """Start a run and kill it `after_s` seconds later (or sooner, if it ends), or inside a write after half that."""
+    """Start a run and kill it `after_s` seconds later, or inside the first write after half of that."""
     while True:
         marker = run.with_name("writing") / run.name
         marker.parent.mkdir(exist_ok=True)

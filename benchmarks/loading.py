@@ -122,7 +122,7 @@ def ours(samples: Samples, views: tuple[View, ...], batch: int, threads: int) ->
 
 
 def opponent(samples: Samples, views: tuple[View, ...], kind: str, workers: int, batch: int) -> Side:
-    """torchvision's transforms v2 in torch's DataLoader, its workers kept over the epochs."""
+    """The opponent: torchvision's transforms v2 in torch's DataLoader, its workers kept over the epochs."""
 
     def stream() -> Iterator[Any]:
         loader: DataLoader[Any] = DataLoader(

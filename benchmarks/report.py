@@ -13,8 +13,8 @@ from noisyssl.benchmarks import tables
 from noisyssl.benchmarks.pages import Page, bundle_page, run_page
 from noisyssl.benchmarks.records import Record
 from noisyssl.deploy.bundle import MANIFEST
+from noisyssl.disk import write_whole
 from noisyssl.errors import ConfigError, MachineError
-from noisyssl.pipelines.tables import write_whole
 
 MARK = b'<meta name="generator" content="noisyssl report">'
 FIGURES = {

@@ -35,7 +35,7 @@ class TorchRuntime:
                 f"{folder / bundle.WEIGHTS} does not fit {made.backbone} with the {made.stem} stem: "
                 f"{reason}. Export the bundle again."
             ) from error
-        self._network = network.eval().to(self.device, memory_format=torch.channels_last)
+        self._network = network.eval().to(self.device).to(memory_format=torch.channels_last)
 
     def __enter__(self) -> "TorchRuntime":
         return self

@@ -22,16 +22,16 @@ def tensorboard(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
             f"tensorboard = true needs the package {error.name!r}; run `pip install 'noisyssl[report]'`."
         ) from None
 
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def write(entry: dict[str, Any], prefix: str = "") -> None:
         for name, value in entry.items():
             if isinstance(value, dict):
                 write(value | {"step": entry["step"]}, f"{name}/")
             elif isinstance(value, int | float) and name != "step" and "step" in entry:
-                writer.add_scalar(prefix + name, value, entry["step"])  # type: ignore[no-untyped-call]
+                writer.add_scalar(prefix + name, value, entry["step"])
 
     try:
         yield write
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()

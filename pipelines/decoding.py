@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from noisyssl.disk import write_whole
 from noisyssl.errors import MachineError
 from noisyssl.images import BadImage, decode, header, read
 from noisyssl.machine import cores
-from noisyssl.pipelines.tables import write_whole
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all), often."""

@@ -17,12 +17,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from noisyssl.disk import disk, sync_folder, write_whole
 from noisyssl.errors import ConfigError, DataError, MachineError, pick
 from noisyssl.images import FITS, evaluation_view
 from noisyssl.machine import cores
 from noisyssl.pipelines.decoding import Progress, pixel_digest
 from noisyssl.pipelines.samples import Samples
-from noisyssl.pipelines.tables import disk, read_own_table, sync_folder, table_text, write_whole
+from noisyssl.pipelines.tables import read_own_table, table_text
 
 VERSION = 1
 """Schema of `pack.json`; another one is refused, for a pack is cheap to make again."""

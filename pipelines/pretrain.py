@@ -54,7 +54,7 @@ def pretrain(
         batch=stage.batch,
         seed=config.seed,
         device=device,
-        kind=config.data.loader,
+        kind=config.data.loader,  # type: ignore[arg-type]
         drop_last=True,
         threads=config.threads,
         quarantine=config.data.quarantine,

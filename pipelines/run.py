@@ -13,6 +13,7 @@ import torch
 
 from noisyssl import checkpoint
 from noisyssl.config import Config
+from noisyssl.disk import write_whole
 from noisyssl.errors import ConfigError, DataError, TrainingError
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.state import State
@@ -116,7 +117,7 @@ class Run:
                 continue  # the line that a kill cut short
             if entry.get("step", 0) <= step and (entry["kind"] != "epoch" or entry["epoch"] <= epoch):
                 kept.append(line)
-        checkpoint.write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        write_whole(path, "".join(line + "\n" for line in kept))
 
     def save(self, state: State) -> None:
         """Write a training checkpoint and drop the oldest beyond `KEEP`."""
@@ -174,4 +175,4 @@ class Run:
 
     def write(self, name: str, data: bytes | str) -> None:
         """Write a file of the run, whole or not at all."""
-        checkpoint.write_atomically(self.folder / name, data.encode() if isinstance(data, str) else data)
+        write_whole(self.folder / name, data)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
+from noisyssl.disk import write_whole
 from noisyssl.errors import DataError
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
 from noisyssl.pipelines.findings import Report, class_faults, report_on
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.sources import Listing, class_names, read_source
 from noisyssl.pipelines.splits import make_splits
-from noisyssl.pipelines.tables import table_text, write_whole
+from noisyssl.pipelines.tables import table_text
 
 
 def open_samples(
@@ -139,6 +140,7 @@ def _samples(
     elif given is not None and (evaluation or labels is None):
         splits = given
     else:
+        assert labels is not None
         try:
             splits = make_splits(groups, labels, given, scan.pixels[rows], seed=seed)
         except DataError as error:

@@ -64,8 +64,11 @@ class State:
             i, slot = name.split(".", 1)
             slots.setdefault(int(i), {})[slot] = value
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for i, slot in slots.items():  # files hold plain layouts; fused kernels walk memory, not indices
-            slots[i] = {name: _laid_out_like(parameters[i], value) for name, value in slot.items()}
+        for (
+            number,
+            state,
+        ) in slots.items():  # files hold plain layouts; fused kernels walk memory, not indices
+            slots[number] = {name: _laid_out_like(parameters[number], v) for name, v in state.items()}
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         torch.set_rng_state(tensors["random.cpu"])

@@ -1,15 +1,12 @@
 """CSV files in and out: a user's table of images, and the `samples.csv` and `quarantine.csv` written here."""
 
 import csv
-import errno
 import io
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from noisyssl.errors import DataError, MachineError, near_miss
+from noisyssl.errors import DataError, near_miss
 
 CELL = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", re.IGNORECASE)
 """A number: harmless in a spreadsheet even with a sign."""
@@ -117,48 +114,3 @@ def read_own_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         return {n: [unquote(row[i]) for row in rows] for n, i in zip(columns, places, strict=True)}
     except (OSError, csv.Error, ValueError, IndexError) as error:
         raise DataError(f"{path} is not a readable table ({error}); pack the data again.") from None
-
-
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write beside, fsync, rename: at any moment `path` is the old or the new file, never half of one.
-
-    Raises:
-        MachineError: the disk is full or refuses; an earlier `path` is intact.
-    """
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogateescape")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with disk(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Turns whatever the disk refuses while writing `path` into a MachineError."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else error.strerror or str(error)
-        do = "free space and run the same command again" if full else "choose another folder"
-        raise MachineError(f"{path} cannot be written: {what}; {do}.") from None

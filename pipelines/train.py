@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from noisyssl import noise as noises
 from noisyssl.baselines import colour_histogram, fit_predict, mean_rgb
 from noisyssl.classifier import Classifier, build_classifier
 from noisyssl.config import Config
@@ -19,15 +18,16 @@ from noisyssl.errors import ConfigError, DataError
 from noisyssl.evaluation import figures
 from noisyssl.images import evaluation_view
 from noisyssl.machine import versions
+from noisyssl.noise import parse
 from noisyssl.objectives import build_objective
 from noisyssl.pipelines.evaluate import evaluation_images, logits_of
 from noisyssl.pipelines.fit import dtype_of, fit, prepare
+from noisyssl.pipelines.labels import noisy_labels, truth_of
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.pretrain import backbone_of
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, start_from
-from noisyssl.pipelines.tables import table_text
 from noisyssl.views import training
 
 LAST = 5
@@ -68,7 +68,7 @@ def train(
         batch=stage.batch,
         seed=config.seed,
         device=device,
-        kind=config.data.loader,
+        kind=config.data.loader,  # type: ignore[arg-type]
         threads=config.threads,
         quarantine=config.data.quarantine,
         labels=torch.from_numpy(labels),
@@ -157,7 +157,7 @@ def must_be_possible(config: Config, samples: Samples) -> None:
         DataError: no labels, fewer than two classes, or a split without samples.
         ConfigError, MachineError: a setting or device that cannot be.
     """
-    noises.parse(config.train.noise)
+    parse(config.train.noise)
     dtype_of(config.train, device_of(config.device))
     network = build_classifier(config.backbone, config.stem, max(1, len(samples.classes)))
     if config.train.init:
@@ -175,62 +175,6 @@ def must_be_possible(config: Config, samples: Samples) -> None:
             raise DataError(
                 f"{samples.root} has no {split} samples; add some, or leave the split column out."
             )
-
-
-def truth_of(samples: Samples) -> np.ndarray:
-    """(N,) the labels that evaluate: true ones where the source knows them, else the given ones."""
-    if samples.true_labels is None:
-        return samples.labels
-    return np.where(samples.true_labels >= 0, samples.true_labels, samples.labels)
-
-
-def noisy_labels(config: Config, samples: Samples, run: Run) -> tuple[np.ndarray, dict[str, Any]]:
-    """The labels that train and, by default, validate, with what was done to them; test labels stay.
-
-    Writes every flip to the run's `noise.csv`.
-    """
-    stage = config.train
-    noise = noises.parse(stage.noise)
-    classes = len(samples.classes)
-    rows = samples.where("train", "val") if stage.val_labels == "noisy" else samples.where("train")
-    labels = noises.inject(samples.labels, noise, classes, stage.noise_seed, rows)
-    clean = truth_of(samples)
-    if stage.val_labels == "clean":
-        val = samples.where("val")
-        labels[val] = clean[val]
-    if not noises.is_recoverable(noise, classes):
-        bound = (classes - 1) / classes
-        message = (
-            f"train.noise is {stage.noise}; at or beyond {bound:.3f} with {classes} classes the true label "
-            "is no longer the most frequent: no method can recover it. Lower the rate."
-        )
-        run.log({"kind": "warning", "message": message})
-    train_rows = samples.where("train")
-    done = noises.realised(samples.labels, labels, classes, samples.where("train", "val"))
-    on_train = noises.realised(clean, labels, classes, train_rows)
-    names = samples.classes
-    run.write(
-        "noise.csv",
-        table_text(
-            {
-                "index": [i for i, _, _ in done.flips],
-                "path": [samples.paths[i] for i, _, _ in done.flips],
-                "label": [names[a] for _, a, _ in done.flips],
-                "given": [names[b] for _, _, b in done.flips],
-            }
-        ),
-    )
-    facts = on_train.to_json()
-    return labels, {
-        "spec": str(noise),
-        "asked": noise.rate,
-        "asked_matrix": noises.matrix(noise, classes).tolist(),
-        "realised": facts["rate"],
-        "matrix": facts["matrix"],
-        "flips": len(done.flips),
-        "val_labels": stage.val_labels,
-        "seed": stage.noise_seed,
-    }
 
 
 def initialise(network: Classifier, folder: Path, config: Config) -> None:

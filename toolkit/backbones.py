@@ -75,13 +75,13 @@ def build_backbone(name: str, stem: str = "plain") -> Backbone:
     else:
         trunk = pick({**BACKBONES, "resnet18-w32": lambda: _narrow(32)}, name, "backbone")()
     features = trunk.fc.in_features
-    trunk.fc = nn.Identity()  # type: ignore[assignment]
+    trunk.fc = nn.Identity()
     pick(dict.fromkeys(STEMS), stem, "stem")
     if stem == "small":
         width = trunk.conv1.out_channels
         trunk.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
-        trunk.maxpool = nn.Identity()  # type: ignore[assignment]
+        trunk.maxpool = nn.Identity()
     for module in trunk.modules():  # the last BatchNorm of a block starts at 0: blocks start as identities
         if isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)

@@ -1,9 +1,7 @@
 """Tensors and facts on disk in one safetensors file: written whole or not at all, checked when read."""
 
-import errno
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from noisyssl.errors import ConfigError, MachineError, TrainingError
+from noisyssl.disk import write_whole
+from noisyssl.errors import ConfigError, TrainingError
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -23,33 +22,7 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"facts": json.dumps(facts), "sha256": digest(tensors)}
-    write_atomically(path, to_bytes(tensors, metadata))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename, fsync the folder.
-
-    Raises:
-        MachineError: the disk is full or refuses; an earlier `path` is intact.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise MachineError(
-            f"{path} cannot be written: {what}. Earlier checkpoints are intact: free space and --resume."
-        ) from None
+    write_whole(path, to_bytes(tensors, metadata))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,8 +108,9 @@ def fit_weights(
     prefix = max(sorted(prefixes), key=lambda p: len(matches(p)))
     loaded = matches(prefix)
     if not any(own[name].ndim > 1 for name in loaded):
+        theirs, ours = next(iter(weights), "nothing"), next(iter(own))
         raise ConfigError(
-            f"no weight fits: the file has {next(iter(weights), 'nothing')!r}, the model {next(iter(own))!r}; "
+            f"no weight fits: the file has {theirs!r}, the model {ours!r}; "
             "set backbone and stem to the architecture of the file."
         )
     with torch.no_grad():

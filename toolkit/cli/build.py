@@ -83,7 +83,7 @@ def demo(
     out.mkdir(parents=True)
     generate(out / "images", count=count, size=config.data.size, seed=config.seed)
     result = main_job(config, out, compare=True, resume=True)
-    result["seconds"] = time.monotonic() - began
+    finish(result, out, began)
     typer.echo(json.dumps(result)) if as_json else _tell(result)
 
 
@@ -112,7 +112,23 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
         write_bundle(tuned, out / "bundle")
     write_report(tuned, out / "report.html")
     result |= {"bundle": str(out / "bundle"), "report": str(out / "report.html")}
+    result["settings"] = {
+        "size": config.data.size,
+        "backbone": config.backbone,
+        "method": config.pretrain.method,
+        "pretraining epochs": config.pretrain.epochs,
+        "training epochs": config.train.epochs,
+        "seed": config.seed,
+    }
+    return finish(result, out, began)
+
+
+def finish(result: dict[str, Any], out: Path, began: float) -> dict[str, Any]:
+    """The result with its seconds, kept as `result.json`."""
+    from noisyssl.disk import write_whole
+
     result["seconds"] = time.monotonic() - began
+    write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
 

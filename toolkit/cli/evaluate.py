@@ -35,9 +35,9 @@ def evaluate(
     """Measure a run or a bundle on labelled images, with bootstrap intervals over groups."""
     from noisyssl.evaluation import figures
     from noisyssl.pipelines.evaluate import evaluation_images
+    from noisyssl.pipelines.labels import truth_of
     from noisyssl.pipelines.scan import open_samples
     from noisyssl.pipelines.setup import threads_of
-    from noisyssl.pipelines.train import truth_of
 
     with ExitStack() as stack:
         logits, classes, size, fit = _opened(model, checkpoint, runtime, device, stack)

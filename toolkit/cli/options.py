@@ -30,8 +30,8 @@ def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str,
     """The configuration of a command line, with the automatic numbers filled in."""
     from dataclasses import replace
 
-    from noisyssl.recipe import load
     from noisyssl.pipelines.setup import threads_of
+    from noisyssl.recipe import load
 
     config = load(recipe, settings or (), flags)
     return replace(config, threads=threads_of(config.threads))

@@ -1,6 +1,5 @@
 """The contract of a self-supervised method: which views it wants, what it minimises."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 
 from noisyssl.backbones import Backbone
 from noisyssl.objective import Objective
-from noisyssl.views import View
 
 
 class SSLMethod(Objective):
@@ -16,8 +14,8 @@ class SSLMethod(Objective):
 
     Config: ClassVar[type]
     """Frozen dataclass of the method's own settings, with the paper's defaults."""
-    views: ClassVar[Callable[[int], tuple[View, ...]]]
-    """size -> the views of one sample."""
+    views: ClassVar[Any]
+    """A static function: size -> the views of one sample, tuple[View, ...]."""
     least_batch: ClassVar[int] = 1
     """Smallest batch the loss is defined for."""
 
