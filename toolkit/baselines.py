@@ -42,5 +42,5 @@ def fit_predict(
         return out
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(features, labels)
-    out[:, seen] = np.maximum(model.predict_log_proba(test_features), LOWEST)
+    out[:, seen] = np.log(np.maximum(model.predict_proba(test_features), np.exp(LOWEST)))
     return out

@@ -96,3 +96,11 @@ def test_true_is_no_number():
     coerce(int, True, "x", errors)
     coerce(float, True, "y", errors)
     assert len(errors) == 2
+
+
+def test_the_example_recipe_is_valid():
+    from pathlib import Path
+
+    config = load(str(Path(__file__).parents[2] / "examples" / "recipe.toml"))
+    assert config.train.options == LOSSES["gce"].Config(q=0.7)
+    assert config.pretrain.optimizer == "lars"

@@ -52,7 +52,7 @@ def build(
         recipe,
         set_,
         {
-            "data.path": str(data),
+            "data.path": str(data.absolute()),
             "data.size": size,
             "data.quarantine": quarantine,
             "data.allow_leaks": allow_leaks,
@@ -78,7 +78,7 @@ def demo(
     began = time.monotonic()
     if out.exists():
         raise ConfigError(f"{out} already exists; remove it, or give another folder.")
-    config = resolve(recipe, set_, {"data.path": str(out / "images" / "manifest.csv")})
+    config = resolve(recipe, set_, {"data.path": str((out / "images" / "manifest.csv").absolute())})
     typer.echo(f"painting {count} images of {config.data.size} pixels ...", err=True)
     out.mkdir(parents=True)
     generate(out / "images", count=count, size=config.data.size, seed=config.seed)
@@ -102,7 +102,7 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     out.mkdir(parents=True, exist_ok=True)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     run_stage("pretrain", config, start, resume=start.exists(), samples=samples)
-    with_init = replace(config, train=replace(config.train, init=str(start)))
+    with_init = replace(config, train=replace(config.train, init=str(start.absolute())))
     result: dict[str, Any] = {
         "pretrained": run_stage("train", with_init, tuned, resume=tuned.exists(), samples=samples)
     }

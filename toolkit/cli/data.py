@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisyssl.cli.options import AllowLeaks, Json, Quarantine
-from noisyssl.cli.progress import scanning
+from noisyssl.cli.progress import counting
 
 if TYPE_CHECKING:
     from noisyssl.pipelines.findings import Identical, Report
@@ -40,7 +40,7 @@ def check(
     """Decode every image, and find broken files, identical images, groups that cross splits."""
     from noisyssl.pipelines.scan import check
 
-    with scanning() as progress:
+    with counting("checking images") as progress:
         report = check(
             data,
             out=out,
@@ -136,7 +136,7 @@ def pack(
     from noisyssl.pipelines.pack import pack
     from noisyssl.pipelines.scan import open_samples
 
-    with scanning() as progress:
+    with counting("checking images") as progress:
         samples = open_samples(
             data,
             seed=seed,
@@ -147,7 +147,7 @@ def pack(
         )
     for note in samples.notes:
         typer.echo(f"note: {note}", err=True)
-    with scanning() as progress:
+    with counting("packing images") as progress:
         pack(samples, out, size=size, fit=fit, threads=threads, progress=progress, say=say)
     typer.echo(f"{len(samples):,} images packed in {out}.")
 
@@ -167,6 +167,6 @@ def generate(
     """Paint tissue-like images of nine classes, with slides as groups and true labels."""
     from noisyssl.pipelines.generate import generate
 
-    with scanning() as progress:
+    with counting("painting images") as progress:
         generate(out, count=count, size=size, seed=seed, progress=progress)
     typer.echo(f"{count:,} images painted; {out / 'manifest.csv'} lists them.")

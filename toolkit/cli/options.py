@@ -34,18 +34,19 @@ def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str,
     from noisyssl.recipe import load
 
     config = load(recipe, settings or (), flags)
-    return replace(config, threads=threads_of(config.threads))
+    path = str(Path(config.data.path).absolute()) if config.data.path else ""
+    return replace(config, threads=threads_of(config.threads), data=replace(config.data, path=path))
 
 
-def open_data(config: "Config", labelled: bool | None = None, show: bool = True) -> "Samples":
+def open_data(config: "Config", labelled: bool | None = None) -> "Samples":
     """The samples that `config.data` names, scanned once; what was decided by itself goes to stderr."""
-    from noisyssl.cli.progress import scanning
+    from noisyssl.cli.progress import counting
     from noisyssl.errors import ConfigError
     from noisyssl.pipelines.scan import open_samples
 
     if not config.data.path:
         raise ConfigError("no data given; name class folders, a CSV, an npz or a packed folder.")
-    with scanning(show) as progress:
+    with counting("checking images") as progress:
         samples = open_samples(
             Path(config.data.path),
             seed=config.data.split_seed,
@@ -55,7 +56,6 @@ def open_data(config: "Config", labelled: bool | None = None, show: bool = True)
             threads=config.threads,
             progress=progress,
         )
-    if show:
-        for note in samples.notes:
-            typer.echo(f"note: {note}", err=True)
+    for note in samples.notes:
+        typer.echo(f"note: {note}", err=True)
     return samples

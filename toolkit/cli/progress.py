@@ -76,14 +76,14 @@ def _line(entry: dict[str, Any]) -> str | None:
 
 
 @contextmanager
-def scanning(show: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """A callable that takes (files done, files in all), or None where nobody watches."""
-    if not show or not sys.stderr.isatty():
+def counting(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A callable that takes (images done, images in all), or None where nobody watches."""
+    if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("checking images")
+        task = progress.add_task(title)
         yield lambda done, total: progress.update(task, completed=done, total=total)

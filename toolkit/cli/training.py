@@ -249,7 +249,7 @@ def _shared(
 
 
 def _path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    return None if path is None else str(path.absolute())  # a run is exported from any folder
 
 
 def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
