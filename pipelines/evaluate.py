@@ -1,5 +1,6 @@
 """Evaluation views of samples and a model's logits on them, for figures, model choice and gates."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from noisyssl.disk import disk
 from noisyssl.images import evaluation_view
 from noisyssl.pipelines.samples import Samples
 
@@ -32,7 +34,8 @@ def evaluation_images(
         if len(indices) == 0:
             yield np.zeros(shape, dtype=np.uint8)
             return
-        file.truncate(int(np.prod(shape)))
+        with disk(folder or Path(tempfile.gettempdir())):  # reserved now: a mapping cannot report a full disk
+            os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
         images = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
         def fill(row: int) -> None:

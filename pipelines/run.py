@@ -13,7 +13,7 @@ import torch
 
 from noisyssl import checkpoint
 from noisyssl.config import Config
-from noisyssl.disk import write_whole
+from noisyssl.disk import disk, write_whole
 from noisyssl.errors import ConfigError, DataError, TrainingError
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.state import State
@@ -44,17 +44,18 @@ class Run:
             raise ConfigError(
                 f"--out {folder} already exists; give a new folder, or --resume to go on with it."
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        (beside / "checkpoints").mkdir(parents=True)
-        (beside / "config.toml").write_text(tomli_w.dumps(tree_of(config)), encoding="utf-8")
-        (beside / "samples.csv").write_text(
-            table_text(samples.columns()), encoding="utf-8", errors="surrogateescape"
-        )
-        facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
-        (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        beside.rename(folder)
+        with disk(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+            shutil.rmtree(beside, ignore_errors=True)
+            (beside / "checkpoints").mkdir(parents=True)
+            (beside / "config.toml").write_text(tomli_w.dumps(tree_of(config)), encoding="utf-8")
+            (beside / "samples.csv").write_text(
+                table_text(samples.columns()), encoding="utf-8", errors="surrogateescape"
+            )
+            facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
+            (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            beside.rename(folder)
         return cls(folder)
 
     @classmethod
@@ -100,7 +101,8 @@ class Run:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one JSON line."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "log.jsonl"
+        with disk(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self.shown(entry)
 

@@ -1,8 +1,10 @@
 """The main job through the command line, in miniature: what a user types, sees and gets."""
 
 import csv
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -268,6 +270,39 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tissue, tmp_path):
     ours, theirs = (checkpoint.load(tmp_path / f / "checkpoints" / newest.name)[0] for f in ("run", "whole"))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert '"warning"' in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_a_full_disk_during_a_checkpoint_exits_7_and_resumes_to_the_same_bits(
+    tissue, tmp_path, monkeypatch, capsys
+):
+    from noisyssl import disk
+
+    settings = [*SMALL, "--epochs", "4"]
+    ok("train", tissue, "--out", tmp_path / "whole", *settings)
+    written = []
+
+    def fsync(handle):
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if "step-" in name:
+            written.append(name)
+            if len(written) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        os.fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "os", type("full_os", (), dict(vars(os), fsync=staticmethod(fsync))))
+        code, line = fails(capsys, "train", tissue, "--out", tmp_path / "run", *settings)
+    assert code == 7
+    assert "the disk is full" in line
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*step-*"))
+    assert len(left) == 2
+    for name in left:
+        checkpoint.load(tmp_path / "run" / "checkpoints" / name)
+    ok("train", "--out", tmp_path / "run", "--resume")
+    ours, theirs = (
+        checkpoint.load(tmp_path / f / "checkpoints" / "last.safetensors")[0] for f in ("run", "whole")
+    )
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,9 @@ def test_every_command_of_the_readme_runs(tissue, tmp_path, monkeypatch):
 
 
 def test_the_demonstration_in_miniature(tmp_path, capsys):
-    assert run(["demo", str(tmp_path / "demo"), "--count", "270", "--set", "data.size=32",
-                "--set", "pretrain.epochs=1", "--set", "pretrain.batch=64", "--set", "train.epochs=2"]) == 0  # fmt: skip
+    small = ("data.size=32", "pretrain.epochs=1", "pretrain.batch=64", "train.epochs=2")
+    settings = [part for setting in small for part in ("--set", setting)]
+    assert run(["demo", str(tmp_path / "demo"), "--count", "270", *settings]) == 0
     shown = capsys.readouterr().out
     for word in ("self-supervised", "random", "BEST", "LAST", "colour histogram", "bundle", "report"):
         assert word in shown

@@ -92,13 +92,13 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     from noisyssl.benchmarks.report import write_report
     from noisyssl.cli.export import write_bundle
     from noisyssl.cli.training import run_stage
-    from noisyssl.noise import parse
+    from noisyssl.pipelines.train import must_be_possible
 
     began = time.monotonic()
-    parse(config.train.noise)
     if out.exists() and not resume:
         raise ConfigError(f"{out} already exists; give a new folder, or --resume to go on with it.")
     samples = open_data(config)
+    must_be_possible(config, samples)  # what training would refuse is said before pretraining, not after
     out.mkdir(parents=True, exist_ok=True)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     run_stage("pretrain", config, start, resume=start.exists(), samples=samples)

@@ -114,10 +114,15 @@ def train(
     if init:
         flags = architecture_of(init) | {name: value for name, value in flags.items() if value is not None}
     config = settings(out, "train", recipe, set_, flags, resume)
-    _check_noise(config)
+    samples = None
     if before is not None:
-        run_stage("pretrain", _without_training(config), before, resume=before.exists())
-    metrics = run_stage("train", config, out, resume=resume)
+        from noisyssl.pipelines.train import must_be_possible
+
+        samples = open_data(config)
+        without = _without_training(config)
+        must_be_possible(without, samples)  # said before pretraining, not after
+        run_stage("pretrain", without, before, resume=before.exists(), samples=samples)
+    metrics = run_stage("train", config, out, resume=resume, samples=samples)
     if as_json:
         typer.echo(json.dumps(metrics))
     else:
@@ -218,16 +223,9 @@ def _events(config: "Config", stage: str, run: "Run") -> Any:
     return tensorboard(run.folder / "tensorboard")
 
 
-def _check_noise(config: "Config") -> None:
-    from noisyssl.noise import parse
-
-    parse(config.train.noise)
-
-
 def _without_training(config: "Config") -> "Config":
-    from noisyssl.config import TrainConfig
-
-    return replace(config, train=TrainConfig(options=config.train.options, objective=config.train.objective))
+    """The configuration of the pretraining run: what training starts from is not there yet."""
+    return replace(config, train=replace(config.train, init=""))
 
 
 def _shared(
