@@ -43,7 +43,7 @@ def measure(
         manifest = read(bundle)
         sides = runtimes(bundle, manifest, threads, stack)
         for batch in BATCHES:
-            yield alone(manifest, sides, batch, threads, max(7, runs * 2 if batch == 1 else runs))
+            yield alone(manifest, sides, batch, threads, runs * max(1, 32 // batch // 3))
         yield from_files(bundle, manifest, Path(folder) / "images", threads)
 
 
@@ -158,4 +158,5 @@ def _settings(manifest: Manifest, batch: int, threads: int, case: str) -> dict[s
         "size": size,
         "batch": batch,
         "threads": threads,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
     }

@@ -29,7 +29,7 @@ def measure(folder: Path, question: str) -> Record:
     for name, baseline in tuned["baselines"].items():
         figures[f"baseline {name.replace('_', ' ')}"] = _row(baseline)
     settings = {
-        "seconds": round(result["seconds"]),
+        "seconds": result["seconds"] and round(result["seconds"]),
         "images": sum(tuned["images"].values()),
         "test images": tuned["images"]["test"],
         "noise": tuned["noise"]["spec"],
@@ -47,5 +47,5 @@ def _row(figures: dict[str, Any]) -> dict[str, Any]:
         value = figures[name]
         out[name.replace("_", " ")] = value["value"]
         if name == "balanced_accuracy":
-            out["95 % interval"] = f"{value['low']:.3f}-{value['high']:.3f}"
+            out["95 % interval"] = "-" if value["low"] is None else f"{value['low']:.3f}-{value['high']:.3f}"
     return out

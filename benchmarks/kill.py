@@ -5,6 +5,7 @@ checkpoint write that is slowed down for the purpose), resumes, and compares eve
 a run that was left alone.
 """
 
+import json
 import os
 import random
 import shutil
@@ -63,7 +64,8 @@ def measure(folder: Path, kills: int = 10, inside: int = 4, seed: int = 0) -> Re
         left = list((run / "checkpoints").glob("*.tmp"))
         hit += trial < inside and bool(left)
         unreadable += _unreadable(run)
-        resumed += _run(data, run, "--resume").wait() == 0
+        had = any((run / "checkpoints").glob("step-*.safetensors"))
+        resumed += _run(data, run, "--resume").wait() == 0 and _went_on(run) == had
         equal += (run / "metrics.json").exists() and _same(expected, _tensors(run))
         shutil.rmtree(run)
     figures = {
@@ -114,6 +116,13 @@ def _tensors(run: Path) -> dict[str, dict[str, object]]:
         max(p.name for p in (run / "checkpoints").glob("step-*")),
     ]
     return {name: dict(checkpoint.load(run / "checkpoints" / name)[0]) for name in names}
+
+
+def _went_on(run: Path) -> bool:
+    """Whether the last process of a run started from a checkpoint and not afresh."""
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    starts = [entry for entry in map(json.loads, lines) if entry["kind"] == "start"]
+    return bool(starts[-1]["resumed"])
 
 
 def _same(first: dict[str, dict[str, object]], second: dict[str, dict[str, object]]) -> bool:

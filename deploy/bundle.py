@@ -88,7 +88,15 @@ class Manifest:
 
 def write(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, last of all files, and wait until it is on the disk."""
-    save(folder / MANIFEST, (json.dumps(finite(asdict(manifest)), indent=2, allow_nan=False) + "\n").encode())
+    fields = finite(asdict(manifest))
+    fields["sha256"] = own_digest(fields)
+    save(folder / MANIFEST, (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode())
+
+
+def own_digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256 over everything else in a manifest: two class names that changed places are found."""
+    text = json.dumps({name: fields[name] for name in fields if name != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(folder: Path) -> Manifest:
@@ -147,6 +155,7 @@ def parse(folder: Path) -> Manifest:
         raise BundleError(
             f"{path} has schema {schema}; this noisyssl reads 1-{SCHEMA}. Run `pip install -U noisyssl`."
         )
+    own = values.pop("sha256", None) if isinstance(values, dict) else None
     manifest = _build(Manifest, values, str(path))
     size, kind = manifest.input.size, (manifest.input.layout, manifest.input.dtype)
     faults = {
@@ -170,6 +179,10 @@ def parse(folder: Path) -> Manifest:
     for fault, found in faults.items():
         if found:
             raise BundleError(f"{path}: {fault}. Do not serve it; export it again.")
+    if own != own_digest(values):
+        raise BundleError(
+            f"{path} was altered: its own SHA-256 differs. Do not serve it; copy the bundle again."
+        )
     return manifest
 
 

@@ -36,13 +36,13 @@ def finish(images: Tensor, view: View, draws: Draws, pool: Executor | None = Non
     coloured = bool(view.jitter or view.grey)
 
     def chunk(rows: np.ndarray) -> None:
-        where = torch.from_numpy(rows).to(device)
+        where = sent(rows, device)
         planes = images[where].permute(0, 3, 1, 2).contiguous().float()
         plain = int((draws.sigma[rows] <= NO_BLUR).sum())  # these come first
         if plain < len(rows):
             planes[plain:] = blur(planes[plain:], torch.from_numpy(draws.sigma[rows[plain:]]))
         if coloured:
-            change, shift = (torch.from_numpy(x[rows]).float().to(device) for x in (matrix, offset + 0.5))
+            change, shift = (sent(x[rows].astype(np.float32), device) for x in (matrix, offset + 0.5))
             planes = torch.baddbmm(shift[:, None, None], change, planes.flatten(2)).view_as(planes)
         else:
             planes += 0.5
@@ -58,6 +58,12 @@ def finish(images: Tensor, view: View, draws: Draws, pool: Executor | None = Non
     return out.permute(0, 3, 1, 2)
 
 
+def sent(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; through pinned memory, since a copy from ordinary memory waits for the GPU."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def blur(planes: Tensor, sigma: Tensor) -> Tensor:
     """(B, 3, S, S) float: each image by its own Gaussian, cut at 3 `sigma`, mirrored at the border."""
     count, channels, height, width = planes.shape
@@ -65,7 +71,7 @@ def blur(planes: Tensor, sigma: Tensor) -> Tensor:
     reach = min(int(windows.max()), height - 1, width - 1)
     offset = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offset / sigma[:, None]).square()) * (offset.abs() <= windows[:, None])
-    kernel = (kernel / kernel.sum(1, keepdim=True)).to(planes.device).repeat_interleave(channels, 0)
+    kernel = sent(kernel / kernel.sum(1, keepdim=True), planes.device).repeat_interleave(channels, 0)
     groups = count * channels
     out = planes.reshape(1, groups, height, width)
     out = F.conv2d(F.pad(out, (reach, reach, 0, 0), mode="reflect"), kernel[:, None, None], groups=groups)

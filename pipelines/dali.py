@@ -87,7 +87,7 @@ class DaliStream:
         """One file, or (H, W, 3) uint8 pixels of an array."""
         samples = self._samples
         if samples.array is not None:
-            return np.asarray(samples.array[index])
+            return np.ascontiguousarray(samples.array[index])  # a grey npz repeats its plane by stride 0
         if samples.native[index]:
             return np.frombuffer(samples.encoded(index), np.uint8)
         pixels = decode(samples.encoded(index))

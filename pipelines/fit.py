@@ -161,6 +161,12 @@ class Window:
         if failed.any():
             number, indices, _, _, _ = self.rows[int(failed.nonzero()[0])]
             raise TrainingError(self._what_failed(number, indices, float(loss[failed][0])))
+        if not taken.any() and self.state.scaler.get_scale() < 1:
+            section = self.stage.section()
+            raise TrainingError(
+                f"no gradient of the last {len(self.rows)} steps is finite in fp16, although its scale is "
+                f"down to {self.state.scaler.get_scale():g}; set {section}.precision=float32 or bf16."
+            )
         now = time.monotonic()
         images = sum(len(index) for row in self.rows for index in row[1])
         self.log(
@@ -212,7 +218,7 @@ def dtype_of(stage: Stage, device: torch.device) -> torch.dtype:
     Raises:
         ConfigError: the device cannot compute in it.
     """
-    bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if stage.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and bf16 else torch.float32
     if stage.precision == "bf16" and not bf16:

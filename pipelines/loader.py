@@ -13,6 +13,7 @@ from noisyssl.batch import Batch
 from noisyssl.errors import ConfigError, DataError, MachineError
 from noisyssl.images import BadImage
 from noisyssl.pipelines import batched
+from noisyssl.pipelines.colour import sent
 from noisyssl.pipelines.dali import DaliStream
 from noisyssl.pipelines.draws import Slot, draw, keys, order
 from noisyssl.pipelines.samples import Samples
@@ -27,7 +28,7 @@ class Loader(Protocol):
     name: str
     """Who computes the views: dali-cpu, dali-gpu or batched."""
     labels: Tensor | None
-    """(N,) int64 over all samples, looked up when a batch is handed out; replace it to relabel."""
+    """(N,) int64 over all samples, on the CPU, looked up as a batch is handed out; replace it to relabel."""
     dropped: dict[int, str]
     """Index and reason of each file found broken since the scan, with quarantine."""
     position: tuple[int, int]
@@ -110,13 +111,19 @@ class Schedule:
     def __init__(self, indices: np.ndarray, *, batch: int, seed: int, shuffle: bool, drop_last: bool) -> None:
         self.indices, self.batch, self.seed, self.shuffle = np.sort(indices), batch, seed, shuffle
         self.count = len(indices) // batch if drop_last else -(-len(indices) // batch)
+        self.largest = batch
+        if shuffle and not drop_last and len(indices) > batch > 1 and len(indices) % batch == 1:
+            self.count, self.largest = self.count - 1, batch + 1  # BatchNorm cannot train on a single image
         self._order: tuple[int, np.ndarray] = (-1, self.indices)
 
     def index(self, epoch: int, position: int) -> np.ndarray:
         """(B,) int64 samples of one batch, before any is dropped."""
         if self.shuffle and self._order[0] != epoch:
             self._order = epoch, order(self.seed, epoch, self.indices)
-        return self._order[1][position * self.batch : (position + 1) * self.batch]
+        end = (position + 1) * self.batch
+        if position == self.count - 1 and self.largest > self.batch:
+            end += 1
+        return self._order[1][position * self.batch : end]
 
     def slots(self, epoch: int, position: int, dropped: Mapping[int, str]) -> Iterator[Slot]:
         """Every batch from here on, for ever, without the dropped samples and without empty batches.
@@ -228,7 +235,7 @@ class _Loader:
             slots = self._schedule.slots(*self.position, self.dropped)
             kind = DaliStream if self._use_dali else BatchedStream
             self._stream = kind(
-                self._samples, self._views, slots, batch=self._schedule.batch, seed=self._schedule.seed,
+                self._samples, self._views, slots, batch=self._schedule.largest, seed=self._schedule.seed,
                 device=self._device, threads=self._threads,
             )  # fmt: skip
             self.position = self._stream.flying[0].place
@@ -269,7 +276,7 @@ class _Loader:
         labels = self.labels
         return Batch(
             views=views,
-            index=index.to(self._device),
-            key=torch.from_numpy(keys(self._schedule.seed, slot.place[0], slot.index)).to(self._device),
-            label=None if labels is None else labels[index.to(labels.device)].to(self._device),
+            index=sent(index, self._device),
+            key=sent(keys(self._schedule.seed, slot.place[0], slot.index), self._device),
+            label=None if labels is None else sent(labels[index], self._device),
         )

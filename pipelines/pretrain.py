@@ -37,14 +37,15 @@ def pretrain(
     """
     stage, began = config.pretrain, time.monotonic()
     kind = METHODS[stage.method]
-    must_be_possible(config, samples)
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     seed_all(config.seed)
     backbone = build_backbone(config.backbone, config.stem)
     method = kind(backbone, stage.options, config.data.size)
-    if stage.weights:
-        run.log(start_from(backbone.trunk, stage.weights))
+    if run.is_fresh():
+        must_be_possible(config, samples)
+        if stage.weights:
+            run.log(start_from(backbone.trunk, stage.weights))
     state = prepare(method, stage, device)
     resumed = run.restore(state)
     loader = open_loader(
@@ -104,13 +105,16 @@ def must_be_possible(config: Config, samples: Samples) -> None:
     """Raises ConfigError or MachineError for what would stop the stage before its first step."""
     stage, images = config.pretrain, len(samples.where("train"))
     least = METHODS[stage.method].least_batch
-    if not least <= stage.batch <= images:
-        raise ConfigError(
-            f"pretrain.batch is {stage.batch}; {stage.method} needs at least {least}, the data has {images} "
-            "training images. Choose between them with --set pretrain.batch=N."
-        )
+    backbone = build_backbone(config.backbone, config.stem)
     dtype_of(stage, device_of(config.device))
-    build_backbone(config.backbone, config.stem)
+    if not least <= stage.batch <= images:
+        few = stage.batch > images
+        why = f"there are only {images} training images" if few else f"{stage.method} needs {least}"
+        raise ConfigError(
+            f"pretrain.batch is {stage.batch}, but {why}; set pretrain.batch between {least} and {images}."
+        )
+    if stage.weights:
+        start_from(backbone.trunk, stage.weights)
 
 
 def backbone_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

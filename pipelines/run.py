@@ -84,8 +84,10 @@ class Run:
         return parse(tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8")))
 
     def must_match(self, config: Config) -> None:
-        """Raises ConfigError naming each setting that differs from the run's own."""
-        if changed := differences(self.config(), config):
+        """Raises ConfigError naming each setting of this stage that differs from the run's own."""
+        foreign = ("export.", {"train": "pretrain.", "pretrain": "train."}[self.facts()["stage"]])
+        found = differences(self.config(), config)
+        if changed := [name for name in found if not name.startswith(foreign)]:
             raise ConfigError(
                 f"--resume goes on with the settings of {self.folder}, but {'; '.join(changed)}. "
                 "Leave them out, or start a new run with another --out."
@@ -131,7 +133,11 @@ class Run:
     def restore(self, state: State) -> Path | None:
         """Bring `state` to the newest readable checkpoint; its path, or None to start afresh.
 
-        A damaged file is reported in the log and the one before it is used.
+        A damaged file is set aside and reported in the log, and the one before it is used.
+
+        Raises:
+            TrainingError: there are checkpoints and all are damaged.
+            MachineError: a checkpoint cannot be read; it may be whole.
         """
         for leftover in self.checkpoints.glob("*.tmp"):
             leftover.unlink()  # a write that a kill cut short
@@ -140,13 +146,21 @@ class Run:
                 tensors, record = checkpoint.load(path)
             except TrainingError as error:
                 self.log({"kind": "warning", "message": str(error), "time": time.time()})
-                path.unlink()
+                path.rename(path.with_suffix(".damaged"))
                 continue
             state.restore(tensors, record)
             self.cut_log(state.step, state.epoch)
             return path
+        if damaged := sorted(self.checkpoints.glob("*.damaged")):
+            raise TrainingError(
+                f"{damaged[-1]} and all before it are damaged; start a new run with another --out."
+            )
         self.cut_log(0, 0)
         return None
+
+    def is_fresh(self) -> bool:
+        """Whether no checkpoint was written yet, so that starting weights still matter."""
+        return not any(self.checkpoints.glob("step-*"))
 
     def save_weights(self, name: str, module: torch.nn.Module, facts: dict[str, Any]) -> None:
         """Write the weights that this run produces: `best` or `last`."""

@@ -12,10 +12,11 @@ import numpy as np
 
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.images import SUFFIXES
-from noisyssl.pipelines.tables import line_of, read_table
+from noisyssl.pipelines.tables import header_of, line_of, read_table, some
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder and column names of splits, in any case."""
+KNOWN = ("path", "label", "split", "group", "true_label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def read_folder(folder: Path) -> Listing:
         others = sorted(tops - of_split.keys()) + sorted(names[0] for names in parts if len(names) == 1)
         if others:
             raise DataError(
-                f"{folder} mixes the split folders {', '.join(sorted(of_split))} with {_some(others)}; "
+                f"{folder} mixes the split folders {', '.join(sorted(of_split))} with {some(others)}; "
                 "its top level must hold splits only or classes only."
             )
         splits = [of_split[names[0]] for names in parts]
@@ -99,7 +100,8 @@ def read_folder(folder: Path) -> Listing:
     notes = []
     if ignored:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in ignored.most_common(5))
-        notes.append(f"{sum(ignored.values()):,} other files were ignored ({kinds}).")
+        hint = " Name the CSV itself to use its labels and splits." if ".csv" in ignored else ""
+        notes.append(f"{sum(ignored.values()):,} other files were ignored ({kinds}).{hint}")
     listing = Listing(source=folder, root=folder, paths=files, splits=splits, notes=tuple(notes))
     if loose:
         return listing
@@ -130,7 +132,7 @@ def _images(folder: str, prefix: str, ignored: Counter[str]) -> Iterable[str]:
 
 def read_csv(path: Path) -> Listing:
     """A table with columns path[, label, split, group, true_label]; paths are relative to its folder."""
-    columns = read_table(path, ["path"], ["label", "split", "group", "true_label"])
+    columns = read_table(path, KNOWN[:1], KNOWN[1:])
     paths = columns["path"]
     if not paths:
         raise DataError(f"{path} has no rows; list one image per row.")
@@ -145,7 +147,9 @@ def read_csv(path: Path) -> Listing:
     if "split" in columns:
         columns["split"] = _splits(path, columns["split"])
     columns, merged = _merged(path, columns)
-    note = f"{merged:,} repeated rows of {path.name} were merged."
+    notes = [f"{merged:,} repeated rows of {path.name} were merged."] if merged else []
+    if ignored := sorted(set(header_of(path)) - set(KNOWN)):
+        notes.append(f"Columns not read: {', '.join(ignored)} (known are {', '.join(KNOWN)}).")
     groups, true = columns.get("group"), columns.get("true_label")
     return Listing(
         source=path,
@@ -155,7 +159,7 @@ def read_csv(path: Path) -> Listing:
         splits=columns.get("split"),
         groups=groups if groups and any(groups) else None,
         true_labels=true if true and any(true) else None,
-        notes=(note,) if merged else (),
+        notes=tuple(notes),
     )
 
 
@@ -291,10 +295,5 @@ def read_packed(folder: Path, every_block: bool = False) -> Listing:
 def class_names(*columns: Sequence[str] | None) -> tuple[str, ...]:
     """The distinct names in label order: by value if all are integers, else by name. "" is no class."""
     names = {name for column in columns if column is not None for name in set(column)} - {""}
-    if all(name.removeprefix("-").isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+    numbers = all(name.removeprefix("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=(lambda name: (int(name), name)) if numbers else None))

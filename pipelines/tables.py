@@ -18,6 +18,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     Raises:
         DataError: not UTF-8, not commas, a missing or repeated column, a row of another length.
     """
+    line = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -30,8 +31,9 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
             width, line = len(header), reader.line_num
             for row in reader:
                 if len(row) != width:
-                    if not row:
-                        raise DataError(f"{path}:{line + 1}: the row is empty; delete it.")
+                    if not row:  # editors leave blank lines
+                        line = reader.line_num
+                        continue
                     raise DataError(
                         f"{path}:{line + 1}: {len(row)} cells where the header has {width}; "
                         'put a cell that holds a comma in "quotes".'
@@ -42,10 +44,18 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}); save it as CSV UTF-8.") from None
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not readable as CSV ({error}).") from None
+        raise DataError(
+            f"{path}:{line + 1}: not readable as CSV ({error}); close or double the quotation marks there."
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}.") from None
     return dict(zip(wanted, columns, strict=True))
+
+
+def header_of(path: Path) -> list[str]:
+    """The column names of a readable CSV, in lower case."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [name.strip().lower() for name in next(csv.reader(file), [])]
 
 
 def _check_header(path: Path, header: list[str], required: Sequence[str]) -> None:
@@ -70,8 +80,10 @@ def line_of(path: Path, row: int) -> int:
         reader = csv.reader(file)
         next(reader)
         line = reader.line_num
-        for _ in range(row):
-            next(reader)
+        for cells in reader:
+            if cells and row == 0:
+                break
+            row -= bool(cells)
             line = reader.line_num
     return line + 1
 
@@ -114,3 +126,8 @@ def read_own_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         return {n: [unquote(row[i]) for row in rows] for n, i in zip(columns, places, strict=True)}
     except (OSError, csv.Error, ValueError, IndexError) as error:
         raise DataError(f"{path} is not a readable table ({error}); pack the data again.") from None
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of `names` and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from noisyssl import checkpoint
 from noisyssl.baselines import colour_histogram, fit_predict, mean_rgb
 from noisyssl.classifier import Classifier, build_classifier
 from noisyssl.config import Config
@@ -48,19 +49,22 @@ def train(
         Stopped: a signal asked to end; the checkpoint is written.
     """
     stage, began = config.train, time.monotonic()
-    must_be_possible(config, samples)
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     seed_all(config.seed)
     network = build_classifier(config.backbone, config.stem, len(samples.classes))
-    if stage.init:
-        initialise(network, Path(stage.init), config)
-    if stage.weights:
-        run.log(start_from(network.backbone.trunk, stage.weights))
+    pretraining = None
+    if run.is_fresh():
+        must_be_possible(config, samples)
+        if stage.weights:
+            run.log(start_from(network.backbone.trunk, stage.weights))
+        if stage.init:
+            pretraining = initialise(network, Path(stage.init), config)
     labels, noise = noisy_labels(config, samples, run)
     val, test = samples.where("val"), samples.where("test")
     state = prepare(build_objective(stage.objective, network, stage.options), stage, device)
     resumed = run.restore(state)
+    state.facts.setdefault("pretraining", pretraining)
     loader = open_loader(
         samples,
         samples.where("train"),
@@ -88,6 +92,8 @@ def train(
             def save() -> None:
                 state.facts["dropped"] = {str(index): reason for index, reason in loader.dropped.items()}
                 run.save(state)
+                if "best" in state.facts:  # only now: a kill before the save starts from the old best
+                    kept.drop_all_but(state.facts["best"]["epoch"])
 
             def predict(indices: np.ndarray) -> np.ndarray:
                 with evaluation_images(samples, indices, *geometry) as images:
@@ -107,14 +113,15 @@ def train(
                     entry["test"] = brief(logits, truth_of(samples)[test], samples.classes)
                 if better:
                     state.facts["best"] = {"epoch": epoch, "score": entry["val"]["balanced_accuracy"]}
-                    run.save_weights("best", module, {"epoch": epoch})
-                kept.drop_all_but(state.facts["best"]["epoch"])
+                    kept.put_weights(epoch, module)
                 run.log(entry)
         finally:
             loader.close()
+        best_epoch = state.facts["best"]["epoch"]
         run.save_weights("last", state.trained().classifier(), {"epoch": stage.epochs})  # type: ignore[operator]
-        baselines = baseline_logits(samples, labels, test_images, config)
-    best_epoch = state.facts["best"]["epoch"]
+        checkpoint.save(run.checkpoints / "best.safetensors", *kept.weights(best_epoch))
+        rows = np.setdiff1d(samples.where("train"), list(loader.dropped))
+        baselines = baseline_logits(samples, rows, labels, test_images, config)
     last = kept.last()
     truth = truth_of(samples)[test]
     groups = [samples.groups[i] for i in test]
@@ -136,6 +143,7 @@ def train(
         "baselines": {name: measured(logits) for name, logits in baselines.items()},
         "noise": noise,
         "init": stage.init or None,
+        "pretraining": state.facts["pretraining"],
         "images": {split: len(samples.where(split)) for split in ("train", "val", "test")},
         "dropped": {samples.paths[i]: reason for i, reason in loader.dropped.items()},
         "seconds": time.monotonic() - began,
@@ -160,6 +168,8 @@ def must_be_possible(config: Config, samples: Samples) -> None:
     parse(config.train.noise)
     dtype_of(config.train, device_of(config.device))
     network = build_classifier(config.backbone, config.stem, max(1, len(samples.classes)))
+    if config.train.weights:
+        start_from(network.backbone.trunk, config.train.weights)
     if config.train.init:
         initialise(network, Path(config.train.init), config)
     if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
@@ -177,8 +187,8 @@ def must_be_possible(config: Config, samples: Samples) -> None:
             )
 
 
-def initialise(network: Classifier, folder: Path, config: Config) -> None:
-    """Load the backbone of a pretraining run.
+def initialise(network: Classifier, folder: Path, config: Config) -> str:
+    """Load the backbone of a pretraining run; the name of its method.
 
     Raises:
         ConfigError: it is another architecture.
@@ -190,6 +200,7 @@ def initialise(network: Classifier, folder: Path, config: Config) -> None:
                 f"--init {folder} has {name} {facts[name]}, this run {ours}; set {name}={facts[name]}."
             )
     network.backbone.load_state_dict(tensors)
+    return str(facts["method"])
 
 
 def brief(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -201,10 +212,9 @@ def brief(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> d
 
 
 def baseline_logits(
-    samples: Samples, labels: np.ndarray, test_images: np.ndarray, config: Config
+    samples: Samples, rows: np.ndarray, labels: np.ndarray, test_images: np.ndarray, config: Config
 ) -> dict[str, np.ndarray]:
     """Test logits of mean RGB and of a colour histogram, by logistic regression on the same noisy labels."""
-    rows = samples.where("train")
 
     def seen(index: int) -> np.ndarray:
         return evaluation_view(samples.image(int(index)), config.data.size, config.data.fit)
@@ -220,7 +230,7 @@ def baseline_logits(
 
 
 class Kept:
-    """Test logits of the epochs that BEST and LAST may need, as files of the run: they outlive a kill."""
+    """Weights and test logits that BEST and LAST may need, by epoch, as files that outlive a kill."""
 
     def __init__(self, run: Run, epochs: int) -> None:
         self.run, self.epochs = run, epochs
@@ -235,6 +245,13 @@ class Kept:
         """(M, K) float32 logits on the test split after that epoch."""
         return np.load(self.run.folder / f"logits/test-{epoch:04}.npy", allow_pickle=False)
 
+    def put_weights(self, epoch: int, module: Classifier) -> None:
+        self.run.save_weights(f"best-{epoch:04}", module, {"epoch": epoch})
+
+    def weights(self, epoch: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors and facts that `put_weights` kept."""
+        return checkpoint.load(self.run.checkpoints / f"best-{epoch:04}.safetensors")
+
     def last(self) -> range:
         """The epochs LAST averages."""
         return range(max(1, self.epochs - LAST + 1), self.epochs + 1)
@@ -242,4 +259,7 @@ class Kept:
     def drop_all_but(self, best: int) -> None:
         for path in (self.run.folder / "logits").glob("test-*.npy"):
             if (epoch := int(path.stem.removeprefix("test-"))) != best and epoch not in self.last():
+                path.unlink()
+        for path in self.run.checkpoints.glob("best-*.safetensors"):
+            if int(path.stem.removeprefix("best-")) != best:
                 path.unlink()

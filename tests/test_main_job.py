@@ -17,7 +17,10 @@ import pytest
 import torch
 
 from noisyssl import checkpoint
+from noisyssl.classifier import build_classifier
 from noisyssl.cli import run
+from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.train import initialise
 
 SMALL = ["--set", "backbone=resnet18-w16", "--set", "threads=2", "--size", "32", "--batch", "32"]
 
@@ -63,7 +66,20 @@ def test_the_backbone_is_where_training_started(job):
     facts = metrics(job / "run")
     assert facts["init"] == str(job / "pre")
     tensors, _ = checkpoint.load(job / "pre" / "checkpoints" / "last.safetensors")
-    assert any(name.startswith("trunk.layer4") for name in tensors)
+    network = build_classifier("resnet18-w16", "plain", 9)
+    assert initialise(network, job / "pre", Run.open(job / "run").config()) == "simclr"
+    assert all(torch.equal(network.backbone.state_dict()[name], tensors[name]) for name in tensors)
+
+
+def test_pretrained_weights_change_the_result(job, tissue, tmp_path):
+    """The backbone that `initialise` loads is the one that trains: without it the run ends elsewhere."""
+    settings = ["--noise", "symmetric:0.4", "--epochs", 6, "--set", "threads=2", "--batch", "32"]
+    size = ["--size", 32, "--set", "backbone=resnet18-w16"]
+    ok("train", tissue, "--out", tmp_path / "random", *settings, *size)
+    ours, theirs = (
+        checkpoint.load(f / "checkpoints" / "last.safetensors")[0] for f in (job / "run", tmp_path / "random")
+    )
+    assert not any(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith("conv1.weight"))
 
 
 def test_noise_is_in_training_and_validation_labels_only(job):
@@ -215,7 +231,10 @@ def test_sigterm_saves_exits_143_and_resumes_to_the_same_bits(tissue, tmp_path):
     settings = [*SMALL, "--epochs", "5", "--noise", "symmetric:0.4"]
     ok("train", tissue, "--out", tmp_path / "whole", *settings)
     process = start(tissue, tmp_path / "run", *settings)
-    wait_for(tmp_path / "run" / "checkpoints" / "best.safetensors", process)
+    wait_for(tmp_path / "run" / "checkpoints", process)
+    while not any((tmp_path / "run" / "checkpoints").glob("step-*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     error = process.stderr.read()
     assert process.wait() == 143, error
@@ -232,6 +251,9 @@ def test_sigterm_saves_exits_143_and_resumes_to_the_same_bits(tissue, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     steps = [entry["step"] for entry in log if entry["kind"] == "step"]
     assert steps == sorted(set(steps))
+    starts = [entry["resumed"] for entry in log if entry["kind"] == "start"]
+    assert starts[0] == ""
+    assert starts[-1].endswith(".safetensors"), "it began afresh instead of resuming"
 
 
 def test_resume_refuses_other_settings_and_other_data(job, tissue, tmp_path, capsys):
@@ -269,6 +291,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tissue, tmp_path):
     ok("train", "--out", tmp_path / "run", "--resume")
     ours, theirs = (checkpoint.load(tmp_path / f / "checkpoints" / newest.name)[0] for f in ("run", "whole"))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.damaged"))
     assert '"warning"' in (tmp_path / "run" / "log.jsonl").read_text()
 
 
@@ -321,7 +344,10 @@ def test_a_full_disk_during_a_checkpoint_exits_7_and_resumes_to_the_same_bits(
         (["train", "DATA", "--out", "x", "--epochs", "many"], 2, "--help"),
         (["train", "DATA", "--out", "x", "--epoch", "3"], 2, "--help"),
         (["pretrain", "DATA", "--out", "x", "--method", "simlcr"], 2, "Did you mean 'simclr'"),
-        (["pretrain", "DATA", "--out", "x", "--batch", "1"], 2, "needs at least 2"),
+        (["pretrain", "DATA", "--out", "x", "--batch", "1"], 2, "simclr needs 2"),
+        (["train", "DATA", "--out", "x", "--weights", "nowhere.pt"], 2, "nowhere.pt does not exist"),
+        (["train", "DATA", "--out", "x", "--set", "train.weight_decay=-1"], 2, "train.weight_decay is -1"),
+        (["train", "DATA", "--out", "x", "--set", "train.objective=5"], 2, "objective '5' is unknown"),
         (["pretrain", "DATA", "--out", "x", "--batch", "5000"], 2, "pretrain.batch is 5000"),
         (["export", "RUN", "EXISTS"], 2, "already exists"),
         (["export", "nowhere", "x"], 2, "nowhere does not exist"),
@@ -355,6 +381,65 @@ def test_an_unfinished_run_cannot_be_exported(job, tmp_path, capsys):
     code, line = fails(capsys, "export", tmp_path / "run", tmp_path / "bundle")
     assert code == 2
     assert "--resume" in line
+
+
+def test_swapped_class_names_in_a_manifest_are_refused(job, tmp_path, tissue, capsys):
+    shutil.copytree(job / "bundle", tmp_path / "bundle")
+    path = tmp_path / "bundle" / "manifest.json"
+    path.write_text(path.read_text().replace('"mucus"', '"mocus"'))
+    code, line = fails(capsys, "predict", tmp_path / "bundle", tissue.parent / "images")
+    assert code == 6
+    assert "altered" in line
+
+
+def test_a_build_is_not_resumed_with_other_settings(tissue, tmp_path, capsys):
+    small = [
+        *SMALL[:4],
+        "--size",
+        "32",
+        "--set",
+        "pretrain.epochs=1",
+        "--set",
+        "pretrain.batch=64",
+        "--set",
+        "train.epochs=1",
+    ]
+    ok("build", tissue, tmp_path / "b", *small)
+    code, line = fails(
+        capsys, "build", tissue, tmp_path / "b", *small, "--resume", "--noise", "symmetric:0.4"
+    )
+    assert code == 2
+    assert "train.noise: none -> symmetric:0.4" in line
+    ok("build", tissue, tmp_path / "b", *small, "--resume")
+
+
+def test_a_grey_npz_trains_and_a_last_batch_of_one_image_does_not_stop_it(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {
+        f"{s}_images": rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        for s, n in (("train", 65), ("val", 12), ("test", 12))
+    }
+    labels = {name.replace("images", "labels"): rng.integers(0, 2, (len(x), 1)) for name, x in images.items()}
+    np.savez(tmp_path / "set.npz", **images, **labels)
+    ok("train", tmp_path / "set.npz", "--out", tmp_path / "run", "--epochs", 1, *SMALL)
+    assert metrics(tmp_path / "run")["images"] == {"train": 65, "val": 12, "test": 12}
+
+
+def test_a_file_that_breaks_during_a_run_is_dropped_to_the_end(tissue, tmp_path, monkeypatch):
+    from noisyssl.pipelines import train as stage
+
+    data = tmp_path / "data"
+    shutil.copytree(tissue.parent, data)
+    real = stage.noisy_labels
+
+    def breaking(config, samples, run):
+        victim = samples.file(int(samples.where("train")[3]))
+        victim.write_bytes(victim.read_bytes()[:40])
+        return real(config, samples, run)
+
+    monkeypatch.setattr(stage, "noisy_labels", breaking)
+    ok("train", data / "manifest.csv", "--out", tmp_path / "run", "--epochs", 2, "--quarantine", *SMALL)
+    assert len(metrics(tmp_path / "run")["dropped"]) == 1
 
 
 def test_noise_beyond_the_bound_warns(tissue, tmp_path, capsys):

@@ -11,7 +11,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from noisyssl.disk import write_whole
-from noisyssl.errors import ConfigError, TrainingError
+from noisyssl.errors import ConfigError, MachineError, TrainingError
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -30,6 +30,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         TrainingError: the file is damaged.
+        MachineError: the disk does not give it.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -37,7 +38,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         facts = json.loads(metadata["facts"])
         damaged = digest(tensors) != metadata["sha256"]
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise MachineError(
+            f"{path} cannot be read: {error.strerror or error}. Try again; it may be whole."
+        ) from None
+    except (SafetensorError, ValueError, KeyError) as error:
         raise TrainingError(
             f"{path} is not a readable checkpoint ({error}); delete it to use an earlier one."
         ) from None

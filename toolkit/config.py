@@ -30,6 +30,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.size >= 16, "data.size", self.size, "at least 16 pixels")
+        require(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or above")
         one_of("data.fit", self.fit, ("crop", "squash", "pad"))
         one_of("data.loader", self.loader, ("auto", "dali", "batched"))
 
@@ -77,6 +78,8 @@ class Stage:
         require(self.batch >= 1, f"{name}.batch", self.batch, "at least 1")
         one_of(f"{name}.optimizer", self.optimizer, ("sgd", "adamw", "lars"))
         require(self.lr > 0, f"{name}.lr", self.lr, "above 0")
+        require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or above")
+        require(0 <= self.momentum < 1, f"{name}.momentum", self.momentum, "in [0, 1)")
         require(0 <= self.warmup < 1, f"{name}.warmup", self.warmup, "in [0, 1)")
         require(self.accumulate >= 1, f"{name}.accumulate", self.accumulate, "at least 1")
         require(self.clip >= 0, f"{name}.clip", self.clip, "0 (off) or above")

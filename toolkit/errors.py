@@ -52,8 +52,9 @@ class MachineError(NoisySSLError):
 
 def near_miss(name: str, choices: Iterable[str]) -> str:
     """The question 'Did you mean X?' for the closest of `choices`, after a space; or nothing."""
-    close = get_close_matches(name, list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    by_case = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(name.lower(), by_case, n=1)
+    return f" Did you mean {by_case[close[0]]!r}?" if close else ""
 
 
 def pick(table: Mapping[str, T], name: str, what: str) -> T:

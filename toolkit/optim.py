@@ -57,7 +57,11 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
     kind = LARS if name == "lars" else torch.optim.SGD
-    return kind(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    optimizer = kind(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if momentum:  # the fused kernel leaves it uninitialised where the very first step is skipped
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def update(optimizer: torch.optim.Optimizer, ok: Tensor) -> None:

@@ -91,7 +91,7 @@ def parse(tree: dict[str, Any]) -> Config:
             continue  # reported by build
         chosen = given.get(chooser, "simclr" if section == "pretrain" else "ce")
         try:
-            pick(kinds, chosen, chooser)
+            pick(kinds, str(chosen), chooser)
         except ConfigError as error:
             errors.append(str(error))
             continue
@@ -99,7 +99,7 @@ def parse(tree: dict[str, Any]) -> Config:
         built = {
             name: build(kinds[name], table, f"{section}.{name}", errors) for name, table in tables.items()
         }
-        given["options"] = built.get(chosen) or kinds[chosen]()
+        given["options"] = built.get(str(chosen)) or kinds[str(chosen)]()
         tree[section] = given
     config = build(Config, tree, "", errors)
     if errors:

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from noisyssl.deploy import bundle as bundles
-from noisyssl.deploy.bundle import Architecture, Geometry, Input, Manifest, content, read, sha256, write
+from noisyssl.deploy.bundle import (
+    Architecture,
+    Geometry,
+    Input,
+    Manifest,
+    content,
+    own_digest,
+    read,
+    sha256,
+    write,
+)
 from noisyssl.errors import BundleError, ConfigError
 
 
@@ -42,7 +52,24 @@ def edit(folder, change):
     path = folder / "manifest.json"
     values = json.loads(path.read_text())
     change(values)
+    values["sha256"] = own_digest(values)  # as somebody would who knows how
     path.write_text(json.dumps(values))
+
+
+def test_a_manifest_altered_by_hand_is_refused(small):
+    path = small / "manifest.json"
+    first, second = read(small).classes[:2]
+    text = path.read_text()
+    swapped = (
+        text.replace(f'"{first}"', '"\0"').replace(f'"{second}"', f'"{first}"').replace('"\0"', f'"{second}"')
+    )
+    assert swapped != text
+    path.write_text(swapped)
+    with pytest.raises(BundleError, match="altered"):
+        read(small)
+    path.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "sha256"}))
+    with pytest.raises(BundleError, match="altered"):
+        read(small)
 
 
 def test_what_is_written_is_read(small):
@@ -249,4 +276,4 @@ def test_spoiled_manifests_never_end_in_another_error(small):
             read(small)
         except BundleError:
             refused += 1
-    assert refused > 150
+    assert refused > 290

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from noisyssl.deploy import cuda_driver, runtime
+from noisyssl.deploy.bundle import own_digest
 from noisyssl.deploy.runtime import open_runtime
 from noisyssl.errors import BundleError, ConfigError, DataError, MachineError
 
@@ -82,6 +83,7 @@ def test_weights_that_do_not_fit_their_architecture_are_refused(exported, bundle
 
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["architecture"]["backbone"] = "resnet18-w32"
+    manifest["sha256"] = own_digest(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="does not fit resnet18-w32 with the plain stem"):
         open_runtime(bundle, "torch")

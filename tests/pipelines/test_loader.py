@@ -80,13 +80,17 @@ def epochs(loader, count):
 
 
 @both
-def test_every_index_comes_exactly_once_per_epoch(opened, kind):
-    indices = np.arange(1, N)  # 21 samples: the last batch holds one
+@pytest.mark.parametrize(
+    ("first", "sizes"),
+    [(0, [4, 4, 4, 4, 4, 2]), (1, [4, 4, 4, 4, 5]), (2, [4, 4, 4, 4, 4])],  # a single image joins the others
+)
+def test_every_index_comes_exactly_once_per_epoch(opened, kind, first, sizes):
+    indices = np.arange(first, N)
     loader = opened(kind, indices)
     orders = []
     for batches in epochs(loader, 3):
-        assert len(batches) == len(loader) == 6
-        assert [len(batch.index) for batch in batches] == [4, 4, 4, 4, 4, 1]
+        assert len(batches) == len(loader) == len(sizes)
+        assert [len(batch.index) for batch in batches] == sizes
         orders.append(torch.cat([batch.index for batch in batches]).tolist())
         assert sorted(orders[-1]) == indices.tolist()
     assert len({tuple(x) for x in orders}) == 3

@@ -61,7 +61,6 @@ def test_columns_are_found_in_any_order_and_a_bom_is_read(tmp_path):
         ("", r"t\.csv:1: column 'path' is missing; the header has nothing"),
         ("path,label,label\n", r"t\.csv:1: column 'label' occurs 2 times"),
         ('path,label\n"a\nb.png",x\nc.png\n', r"t\.csv:4: 1 cells where the header has 2"),
-        ("path,label\na.png,x\n\nb.png,x\n", r"t\.csv:3: the row is empty"),
         ('path,label\n"a.png,x\n', r"t\.csv:2: not readable as CSV"),
         ("path\n" + "x" * 200_000, r"t\.csv:2: not readable as CSV"),
     ],
@@ -88,3 +87,10 @@ def test_the_text_is_plain_csv():
         ["path", "width"],
         ["a,b", "3"],
     ]
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("path,label\n\na.png,x\n\n\nb.png,y\n\n")
+    assert read_table(path, ["path", "label"]) == {"path": ["a.png", "b.png"], "label": ["x", "y"]}
+    assert [line_of(path, row) for row in (0, 1)] == [3, 6]

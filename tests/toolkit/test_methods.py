@@ -9,8 +9,9 @@ from noisyssl.backbones import build_backbone
 from noisyssl.batch import Batch
 from noisyssl.errors import ConfigError
 from noisyssl.methods import METHODS
-from noisyssl.methods.rotation import crop, large_square, rotate
+from noisyssl.methods.rotation import CROP, TURN, crop, large_square, rotate
 from noisyssl.methods.simclr import nt_xent
+from noisyssl.philox import uniform
 from noisyssl.views import View
 
 SIZE = 32
@@ -157,9 +158,25 @@ def test_rotation_turns_before_it_crops():
     assert window.shape == (2, 3, 8, 8)
 
 
-def test_rotation_labels_are_uniform_and_its_view_has_an_up():
-    from noisyssl.philox import uniform
+def test_rotation_learns_from_what_was_turned_and_then_cropped(monkeypatch):
+    method, batch = build("rotation"), batch_for("rotation")
+    seen = []
+    monkeypatch.setattr(
+        method.backbone,
+        "forward",
+        lambda images: (seen.append(images), torch.zeros(8, method.backbone.features))[1],
+    )
+    method(batch)
+    turns = (uniform(batch.key, TURN, 1)[:, 0] * 4).long()
+    where = uniform(batch.key, CROP, 2)
+    assert len(turns.unique()) > 1
+    for i in range(8):
+        corner = (where[i] * (SIZE // 8 + 1)).long()
+        turned = batch.views[0][i].rot90(int(turns[i]), (1, 2))
+        assert torch.equal(seen[0][i], turned[:, corner[0] : corner[0] + SIZE, corner[1] : corner[1] + SIZE])
 
+
+def test_rotation_labels_are_uniform_and_its_view_has_an_up():
     turns = (uniform(torch.arange(40_000), 0, 1)[:, 0] * 4).long()
     counts = torch.bincount(turns, minlength=4)
     assert counts.sub(10_000).abs().max() < 4 * math.sqrt(10_000 * 0.75)

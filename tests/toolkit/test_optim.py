@@ -101,6 +101,24 @@ def test_fused_kernels_skip_where_found_inf_says_so(name):
     assert not all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_a_skipped_first_step_leaves_no_trace(name):
+    """fp16 scaling usually skips the first step; torch's fused SGD would keep uninitialised momentum."""
+    skipped, plain = net(), net()
+    for model, first in ((skipped, True), (plain, False)):
+        optimizer = build_optimizer(groups(model), name, lr=0.1, weight_decay=0.01)
+        if first:
+            backward(model, 5)
+            optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(1.0)
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+            optimizer.zero_grad()
+        backward(model, 0)
+        optimizer.step()
+    for a, b in zip((p for n, p in skipped.named_parameters()), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_the_schedule_rises_then_falls():
     assert cosine(0.0, 0.1) == 0.0
     assert cosine(0.05, 0.1) == pytest.approx(0.5)

@@ -62,11 +62,19 @@ def run(argv: list[str]) -> int:
         return fail(str(error), error.code)
     except KeyboardInterrupt:
         return fail("interrupted.", 130)
-    except BrokenPipeError:  # `| head` has seen enough
+    except (
+        BrokenPipeError,
+        SystemExit,
+    ) as error:  # `| head` has seen enough; rich and click exit by themselves
+        if isinstance(error, SystemExit) and error.code != 1:
+            return int(error.code or 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         # Typer's own usage errors and exits; its click is vendored in some versions, so by what they carry
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            return 2
         if hasattr(error, "format_message"):
             return fail(f"{error.format_message()} See --help.", 2)
         if type(error).__name__ in ("Exit", "Abort"):

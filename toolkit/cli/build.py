@@ -70,20 +70,23 @@ def demo(
     recipe: Annotated[str, typer.Option(help="Settings of the demonstration.")] = "demo",
     count: Annotated[int, typer.Option(help="Images to paint.")] = 2000,
     set_: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed one stopped.")] = False,
     as_json: Json = False,
 ) -> None:
     """Paint tissue-like images, flip 40 % of their labels, and run the main job on them."""
     from noisyssl.pipelines.generate import generate
 
     began = time.monotonic()
-    if out.exists():
-        raise ConfigError(f"{out} already exists; remove it, or give another folder.")
+    if out.exists() and not resume:
+        raise ConfigError(f"{out} already exists; give another folder, or --resume to go on with it.")
     config = resolve(recipe, set_, {"data.path": str((out / "images" / "manifest.csv").absolute())})
-    typer.echo(f"painting {count} images of {config.data.size} pixels ...", err=True)
-    out.mkdir(parents=True)
-    generate(out / "images", count=count, size=config.data.size, seed=config.seed)
+    is_fresh = not (out / "pretrain").exists()
+    if not (out / "images").exists():
+        typer.echo(f"painting {count} images of {config.data.size} pixels ...", err=True)
+        out.mkdir(parents=True, exist_ok=True)
+        generate(out / "images", count=count, size=config.data.size, seed=config.seed)
     result = main_job(config, out, compare=True, resume=True)
-    finish(result, out, began)
+    finish(result, out, began if is_fresh else None)
     typer.echo(json.dumps(result)) if as_json else _tell(result)
 
 
@@ -101,6 +104,7 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     must_be_possible(config, samples)  # what training would refuse is said before pretraining, not after
     out.mkdir(parents=True, exist_ok=True)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
+    is_fresh = not start.exists()
     run_stage("pretrain", config, start, resume=start.exists(), samples=samples)
     with_init = replace(config, train=replace(config.train, init=str(start.absolute())))
     result: dict[str, Any] = {
@@ -120,14 +124,14 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
         "training epochs": config.train.epochs,
         "seed": config.seed,
     }
-    return finish(result, out, began)
+    return finish(result, out, began if is_fresh else None)
 
 
-def finish(result: dict[str, Any], out: Path, began: float) -> dict[str, Any]:
-    """The result with its seconds, kept as `result.json`."""
+def finish(result: dict[str, Any], out: Path, began: float | None) -> dict[str, Any]:
+    """The result with its seconds (None where an earlier build did a part), kept as `result.json`."""
     from noisyssl.disk import write_whole
 
-    result["seconds"] = time.monotonic() - began
+    result["seconds"] = None if began is None else time.monotonic() - began
     write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -148,4 +152,6 @@ def _tell(result: dict[str, Any]) -> None:
         typer.echo(f"{name:<28} {best:<22} {last}")
     for name, figures in tuned["baselines"].items():
         typer.echo(f"{'baseline ' + name.replace('_', ' '):<28} {interval(figures['balanced_accuracy'])}")
-    typer.echo(f"\nbundle  {result['bundle']}\nreport  {result['report']}\n{result['seconds']:.0f} s")
+    typer.echo(f"\nbundle  {result['bundle']}\nreport  {result['report']}")
+    if result["seconds"] is not None:
+        typer.echo(f"{result['seconds']:.0f} s")

@@ -51,7 +51,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(measured))
         return
-    typer.echo(f"{model} on {data}: {measured['n']} images, {measured['groups']} groups [95 % interval]")
+    groups = f"{measured['groups']} groups" if measured["groups"] > 1 else "1 group: too few for intervals"
+    typer.echo(f"{model} on {data}, split {split}: {measured['n']} images, {groups} [95 % interval]")
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "calibration_error"):
         typer.echo(f"{name.replace('_', ' '):<20} {interval(measured[name])}")
     width = max(len(name) for name in classes)

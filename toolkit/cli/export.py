@@ -82,7 +82,7 @@ def write_bundle(
             figures=figures,
             training={
                 "objective": config.train.objective,
-                "pretraining": _method(config.train.init),
+                "pretraining": metrics["pretraining"],
                 "noise": {k: metrics["noise"][k] for k in ("spec", "asked", "realised", "val_labels")},
                 "data": run.facts()["data"],
                 "images": metrics["images"],
@@ -108,7 +108,10 @@ def summary(out: Path, manifest: "Manifest") -> list[str]:
         note = _engine_note(out / name) if name.endswith(".plan") else ""
         lines.append(f"  {name:<28} {size:8.2f} MB  {note}".rstrip())
     if not any(name.endswith(".plan") for name in manifest.files):
-        lines.append("  no TensorRT engine: none asked for, or `pip install 'noisyssl[rtx]'` is missing")
+        from noisyssl.deploy.to_tensorrt import flavours
+
+        why = "none was asked for" if flavours() else "run `pip install 'noisyssl[rtx]'` and export again"
+        lines.append(f"  no TensorRT engine: {why}")
     lines.append(f"Next: noisyssl predict {out} IMAGES")
     return lines
 
@@ -132,7 +135,7 @@ def _settings(
             f"--set {foreign[0]} is not of this stage; export takes settings export.NAME=VALUE."
         )
     given = load(None, settings, flags).export
-    names = {s.partition("=")[0].removeprefix("export.") for s in settings}
+    names = {s.partition("=")[0].strip().removeprefix("export.") for s in settings}
     names |= {k.removeprefix("export.") for k, v in flags.items() if v is not None}
     return replace(saved, **{name: getattr(given, name) for name in names})
 
@@ -144,9 +147,3 @@ def _engines(chosen: "ExportConfig", asked: bool) -> tuple[str, ...] | None:
     if not chosen.tensorrt or (not asked and not flavours()):
         return None
     return chosen.tensorrt
-
-
-def _method(init: str) -> str | None:
-    from noisyssl.pipelines.pretrain import backbone_of
-
-    return str(backbone_of(Path(init))[1]["method"]) if init else None

@@ -23,7 +23,7 @@ from noisyssl.cli.options import (
     resolve,
 )
 from noisyssl.cli.progress import training_progress
-from noisyssl.errors import ConfigError
+from noisyssl.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
     from noisyssl.config import Config
@@ -101,6 +101,8 @@ def train(
     if init and pretrain_method:
         raise ConfigError("--init and --pretrain are both given; keep --init RUN, or --pretrain to make one.")
     before = out.with_name(f"{out.name}-pretrain") if pretrain_method else None
+    if resume and before is not None and before.exists() and not out.exists():
+        resume = False  # it was stopped while pretraining; that run resumes below
     flags = {
         "train.init": _path(init or before),
         "pretrain.method": pretrain_method,
@@ -166,18 +168,25 @@ def run_stage(
     from noisyssl.pipelines.signals import caught
 
     with caught() as stopped:
-        if resume and Run.open(out, stage).is_finished():
-            typer.echo(f"{out} is finished already.", err=True)
-            return Run(out).metrics()
+        if resume:
+            Run.open(out, stage).must_match(config)
         samples = samples or open_data(config, labelled=None if stage == "train" else False)
+        samples = samples if stage == "train" else samples.unlabelled()
         module: Any = {"pretrain": pretrain, "train": train}[stage]
-        module.must_be_possible(config, samples)
+        if not resume:
+            module.must_be_possible(config, samples)
         run = Run.open(out, stage) if resume else Run.create(out, config, stage, samples)
         run.must_hold(samples)
+        if run.is_finished():
+            typer.echo(f"{out} is finished already.", err=True)
+            return run.metrics()
         work: Callable[..., dict[str, Any]] = getattr(module, stage)
         with training_progress(f"{stage} {out.name}") as show, _events(config, stage, run) as board:
             run.shown = lambda entry: (show(entry), board(entry))
-            return work(config, samples, run, stopped=stopped)
+            metrics = work(config, samples, run, stopped=stopped)
+        if stage == "pretrain" and (signal := stopped()) is not None:
+            raise Stopped(signal)  # it came in the last epoch: what would follow must not start
+        return metrics
 
 
 def architecture_of(init: Path) -> dict[str, Any]:
@@ -207,7 +216,9 @@ def summary(metrics: dict[str, Any]) -> list[str]:
 
 
 def interval(figure: dict[str, Any]) -> str:
-    """`0.893 [0.871, 0.914]`."""
+    """`0.893 [0.871, 0.914]`; a dash where the figure is undefined, such as AUROC of one class."""
+    if figure["value"] is None:
+        return f"{'-':<20}"
     if figure["low"] is None:
         return f"{figure['value']:.3f}" + " " * 16
     return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
