@@ -69,7 +69,8 @@ def jpegs(folder: Path, count: int, distinct: int = 64) -> Samples:
 
 
 def against_torchvision(
-    name: str, samples: Samples, views: tuple[View, ...], batch: int, threads: int, runs: int, settings: int, kernel: int
+    name: str, samples: Samples, views: tuple[View, ...], batch: int, threads: int, runs: int, settings: int,
+    kernel: int,
 ) -> Record:  # fmt: skip
     """Ours / the best of torchvision's settings, found by one turn of each beforehand.
 
