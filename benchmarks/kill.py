@@ -29,7 +29,7 @@ from pathlib import Path
 from noisyssl import disk
 marker, fsync = Path(sys.argv.pop(1)), os.fsync
 def slow(handle):
-    if marker.parent.exists():
+    if marker.parent.exists() and "step-" in os.readlink(f"/proc/self/fd/{handle}"):
         marker.touch()
         time.sleep(0.25)
         marker.unlink(missing_ok=True)
@@ -88,6 +88,8 @@ def kill_once(data: Path, run: Path, after_s: float, *, within_write: bool) -> N
             if late and (run / "run.json").exists() and (not within_write or marker.exists()):
                 process.kill()
                 process.wait()
+                if (run / "metrics.json").exists():
+                    break  # it had just finished: that was no kill
                 return
             time.sleep(0.002)
         shutil.rmtree(run, ignore_errors=True)  # it ended before the moment came
