@@ -76,15 +76,14 @@ def measure(folder: Path, kills: int = 10, inside: int = 4, seed: int = 0) -> Re
 
 
 def kill_once(data: Path, run: Path, after_s: float, *, within_write: bool) -> None:
-    """Start a run and kill it `after_s` seconds later, or inside the first write after half of that."""
+    """Start a run and kill it `after_s` seconds later, or inside the first checkpoint write after that."""
     while True:
         marker = run.with_name("writing") / run.name
         marker.parent.mkdir(exist_ok=True)
         process = _run(data, run, marker=marker if within_write else None)
         began = time.monotonic()
         while process.poll() is None:
-            late = time.monotonic() - began > (after_s * 0.5 if within_write else after_s)
-            # the wanted moment: the second half of the time, with a run folder and, if asked, an open write
+            late = time.monotonic() - began > after_s
             if late and (run / "run.json").exists() and (not within_write or marker.exists()):
                 process.kill()
                 process.wait()

@@ -160,7 +160,7 @@ class Run:
 
     def is_fresh(self) -> bool:
         """Whether no checkpoint was written yet, so that starting weights still matter."""
-        return not any(self.checkpoints.glob("step-*"))
+        return not any(self.checkpoints.glob("step-*.safetensors"))
 
     def save_weights(self, name: str, module: torch.nn.Module, facts: dict[str, Any]) -> None:
         """Write the weights that this run produces: `best` or `last`."""

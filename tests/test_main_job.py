@@ -425,6 +425,20 @@ def test_a_grey_npz_trains_and_a_last_batch_of_one_image_does_not_stop_it(tmp_pa
     assert metrics(tmp_path / "run")["images"] == {"train": 65, "val": 12, "test": 12}
 
 
+def test_a_kill_inside_the_first_checkpoint_still_starts_from_the_pretrained_weights(job, tissue, tmp_path):
+    settings = ["--init", job / "pre", "--epochs", 1, "--batch", "32", "--set", "threads=2"]
+    ok("train", tissue, "--out", tmp_path / "whole", *settings)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for path in [*(tmp_path / "run" / "checkpoints").iterdir(), tmp_path / "run" / "metrics.json"]:
+        path.unlink()
+    (tmp_path / "run" / "checkpoints" / "step-000000001.safetensors.77.tmp").write_bytes(b"half")
+    ok("train", "--out", tmp_path / "run", "--resume")
+    ours, theirs = (
+        checkpoint.load(tmp_path / f / "checkpoints" / "last.safetensors")[0] for f in ("run", "whole")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_file_that_breaks_during_a_run_is_dropped_to_the_end(tissue, tmp_path, monkeypatch):
     from noisyssl.pipelines import train as stage
 
