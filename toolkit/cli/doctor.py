@@ -168,6 +168,9 @@ def _space(name: str, gib: float, enough: float, command: str) -> Check:
 
 
 def _spec(module: str) -> Any:
+    parent = module.rpartition(".")[0]
+    if parent and _spec(parent) is None:  # find_spec does not look where the module is imported already
+        return None
     try:
         return importlib.util.find_spec(module)
     except (ImportError, ValueError):  # the parent is missing, or a half-removed module
