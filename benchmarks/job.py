@@ -38,7 +38,7 @@ def measure(folder: Path, question: str) -> Record:
         "loader": tuned["loader"],
         **result["settings"],
     }
-    return record(question, settings=settings, figures=figures, n=1)
+    return record(question, settings=settings, figures=figures, n=1) | {"commit": result.get("commit")}
 
 
 def _row(figures: dict[str, Any]) -> dict[str, Any]:

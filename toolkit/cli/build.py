@@ -92,6 +92,7 @@ def demo(
 
 def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dict[str, Any]:
     """Everything from images to report below `out`; finished parts are kept when resuming."""
+    from noisyssl.benchmarks.records import commit
     from noisyssl.benchmarks.report import write_report
     from noisyssl.cli.export import write_bundle
     from noisyssl.cli.training import run_stage
@@ -116,6 +117,7 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
         write_bundle(tuned, out / "bundle")
     write_report(tuned, out / "report.html")
     result |= {"bundle": str(out / "bundle"), "report": str(out / "report.html")}
+    result["commit"] = commit()  # of the code that did it; a record may be written down later
     result["settings"] = {
         "size": config.data.size,
         "backbone": config.backbone,
