@@ -1,10 +1,4 @@
-"""Blur and colour of a view: one implementation, behind DALI's crops as behind torch's.
-
-On the CPU torch takes less time than DALI 2.4's operators (`docs/decisions.md`), and one implementation
-cannot disagree with itself.
-"""
-
-from concurrent.futures import Executor
+"""Blur and colour of a view by torch: behind DALI's crops on a GPU, and in the reference."""
 
 import numpy as np
 import torch
@@ -18,44 +12,26 @@ TO_YIQ = np.array([(0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.52
 """DALI's constants; its way back is their inverse, not the textbook's rounded one."""
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 MID_GREY = 128.0
-CHUNK = 8
-"""Images at a time on a CPU: their floats stay in its cache."""
 
 
-def finish(images: Tensor, view: View, draws: Draws, pool: Executor | None = None) -> Tensor:
+def finish(images: Tensor, view: View, draws: Draws) -> Tensor:
     """(B, 3, S, S) uint8 in channels-last memory: (B, S, S, 3) uint8 crops, blurred and coloured.
 
-    In float32 between, clamped and rounded (halves up) once. On a CPU `pool` shares the chunks out: its
-    threads beat torch's own, which wait for each other after every operation.
+    In float32 between, clamped and rounded (halves up) once.
     """
     if not view.jitter and not view.grey and not view.blur:
         return images.permute(0, 3, 1, 2)
-    device, out = images.device, torch.empty_like(images)
+    device = images.device
+    planes = images.permute(0, 3, 1, 2).contiguous().float()
+    blurred = np.flatnonzero(draws.sigma > NO_BLUR)
+    if len(blurred):
+        where = sent(blurred, device)
+        planes[where] = blur(planes[where], torch.from_numpy(draws.sigma[blurred]))
     matrix, offset = twist(draws)
-
-    coloured = bool(view.jitter or view.grey)
-
-    def chunk(rows: np.ndarray) -> None:
-        where = sent(rows, device)
-        planes = images[where].permute(0, 3, 1, 2).contiguous().float()
-        plain = int((draws.sigma[rows] <= NO_BLUR).sum())  # these come first
-        if plain < len(rows):
-            planes[plain:] = blur(planes[plain:], torch.from_numpy(draws.sigma[rows[plain:]]))
-        if coloured:
-            change, shift = (sent(x[rows].astype(np.float32), device) for x in (matrix, offset + 0.5))
-            planes = torch.baddbmm(shift[:, None, None], change, planes.flatten(2)).view_as(planes)
-        else:
-            planes += 0.5
-        whole = torch.empty_like(planes, dtype=torch.uint8, memory_format=torch.channels_last)
-        out[where] = whole.copy_(planes.clamp_(0, 255)).permute(0, 2, 3, 1)
-
-    # in order of sigma: the images of a chunk share one width of kernel
-    order = np.argsort(draws.sigma, kind="stable")
-    size = CHUNK if device.type == "cpu" else len(order)
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    for _ in (pool.map if pool is not None else map)(chunk, chunks):
-        pass
-    return out.permute(0, 3, 1, 2)
+    change, shift = (sent(x.astype(np.float32), device) for x in (matrix, offset + 0.5))
+    planes = torch.baddbmm(shift[:, None, None], change, planes.flatten(2)).view_as(planes)
+    out = torch.empty_like(planes, dtype=torch.uint8, memory_format=torch.channels_last)
+    return out.copy_(planes.clamp_(0, 255))
 
 
 def sent(values: np.ndarray | Tensor, device: torch.device) -> Tensor:

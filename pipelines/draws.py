@@ -60,9 +60,12 @@ class Draws:
     sigma: np.ndarray
     """Standard deviation of the blur in pixels of the view; `NO_BLUR` where there is none."""
 
-    def window(self) -> np.ndarray:
-        """(B,) int32 odd width of each blur: three standard deviations either side, 1 without blur."""
-        return np.where(self.sigma > NO_BLUR, 2 * np.ceil(3 * self.sigma) + 1, 1).astype(np.int32)
+    def corners(self) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 2) where each crop starts and ends, row then column; ends before its start if mirrored."""
+        vertical, horizontal = self.vertical, self.horizontal
+        start = np.where(vertical, self.bottom, self.top), np.where(horizontal, self.right, self.left)
+        end = np.where(vertical, self.top, self.bottom), np.where(horizontal, self.left, self.right)
+        return np.stack(start, 1), np.stack(end, 1)
 
 
 def keys(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:

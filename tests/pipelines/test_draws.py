@@ -132,7 +132,7 @@ def test_the_evaluation_view_is_the_evaluation_box_and_nothing_else():
     assert (draws.contrast == 1).all()
     assert (draws.saturation == 1).all()
     assert (draws.hue == 0).all()
-    assert (draws.window() == 1).all()
+    assert (draws.sigma == NO_BLUR).all()
 
 
 def test_rates_and_ranges_are_the_views():
@@ -164,11 +164,3 @@ def test_rates_and_ranges_are_the_views():
         assert low <= values.min() < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < values.max() <= high
         assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * len(values))
-
-
-def test_window_reaches_three_standard_deviations():
-    draws = draw(dataclasses.replace(pair(224)[0], blur=1.0), 0, 0, INDEX, 0, HEIGHTS, WIDTHS)
-    window = draws.window()
-    assert (window % 2 == 1).all()
-    assert (window // 2 >= 3 * draws.sigma).all()
-    assert (window // 2 < 3 * draws.sigma + 1).all()
