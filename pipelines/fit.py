@@ -75,7 +75,7 @@ def fit(
         state.step = state.epoch * steps_per_epoch + state.position // stage.accumulate
         for group in grouped(loader, stage.accumulate):
             rate = stage.lr * cosine((state.step + 0.5) / steps, stage.warmup)
-            terms, ok = step(state, group, rate, stage.clip, device, dtype)
+            terms, ok = step(state, group, rate, stage, device, dtype)
             state.step += 1
             epoch, state.position = loader.position
             state.objective.after_step(state.step / steps, ok)
@@ -104,12 +104,13 @@ def fit(
 
 
 def step(
-    state: State, group: list[Batch], rate: float, clip: float, device: torch.device, dtype: torch.dtype
+    state: State, group: list[Batch], rate: float, stage: Stage, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One optimizer step on the mean of the group's losses: (terms on the device, () bool "was taken")."""
     optimizer, scaler = state.optimizer, state.scaler
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = rate * parameters.get("lr_scale", 1.0)
+    for settings in optimizer.param_groups:
+        lr = stage.lr if settings.get("constant") else rate
+        settings["lr"] = lr * settings.get("lr_scale", 1.0)
     totals: dict[str, Tensor] = {}
     for batch in group:
         batch = batch.to(device)
@@ -121,8 +122,9 @@ def step(
     scaler.unscale_(optimizer)
     gradients = [p.grad for p in state.objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    if clip:
-        torch.nn.utils.clip_grads_with_norm_(list(state.objective.parameters()), clip, norm, foreach=True)
+    if stage.clip:
+        parameters = list(state.objective.parameters())
+        torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip, norm, foreach=True)
     ok = totals["loss"].isfinite() & norm.isfinite()
     if scaler.is_enabled():
         scaler.step(optimizer)  # skips by itself where a gradient overflowed fp16

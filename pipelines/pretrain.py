@@ -104,15 +104,16 @@ def pretrain(
 def must_be_possible(config: Config, samples: Samples) -> None:
     """Raises ConfigError or MachineError for what would stop the stage before its first step."""
     stage, images = config.pretrain, len(samples.where("train"))
-    least = METHODS[stage.method].least_batch
     backbone = build_backbone(config.backbone, config.stem)
+    method = METHODS[stage.method](backbone, stage.options, config.data.size)
+    METHODS[stage.method].views(config.data.size)  # refuses a size that its views cannot have
     dtype_of(stage, device_of(config.device))
-    if not least <= stage.batch <= images:
-        few = stage.batch > images
-        why = f"there are only {images} training images" if few else f"{stage.method} needs {least}"
+    if stage.batch > images:
         raise ConfigError(
-            f"pretrain.batch is {stage.batch}, but {why}; set pretrain.batch between {least} and {images}."
+            f"pretrain.batch is {stage.batch}, but there are only {images} training images; "
+            f"set pretrain.batch at most {images}."
         )
+    method.must_accept(stage.batch)
     if stage.weights:
         start_from(backbone.trunk, stage.weights)
 

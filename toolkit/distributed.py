@@ -41,7 +41,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         whole = gradient.contiguous()
         dist.all_reduce(whole)  # gloo has no reduce_scatter; embeddings are small
         return whole.chunk(world())[rank()]
@@ -55,5 +55,5 @@ class _Sum(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return _Sum.forward(ctx, gradient)

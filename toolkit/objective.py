@@ -33,7 +33,8 @@ class Objective(nn.Module):
     def parameter_groups(self) -> list[dict]:
         """Parameters for the optimizer: weights decay and adapt, biases and norms do neither.
 
-        `lr_scale` multiplies the scheduled learning rate; `adapt` is LARS's trust ratio.
+        `lr_scale` multiplies the scheduled learning rate, or the peak one of a group that is `constant`;
+        `adapt` is LARS's trust ratio.
         """
         weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from noisyssl.classifier import build_classifier
 from noisyssl.deploy import to_onnx
 from noisyssl.deploy.bundle import read
 from noisyssl.errors import ExportError
@@ -51,6 +52,27 @@ def test_metadata_says_how_to_feed_it(exported):
     assert words["Image.BitmapPixelFormat"] == "Rgb8"
     assert {"noisyssl.checkpoint", "noisyssl.training", "noisyssl.version"} <= words.keys()
     assert read(exported).classes == ("benign", "malignant", "=other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0", "vit_ti_16"])
+def test_every_family_of_backbones_exports_to_the_same_numbers(name, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    network = build_classifier(name, "plain", 3).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    to_onnx.export(network, tmp_path / "model.onnx", size=64, metadata={})
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for count in (1, 3):
+        images = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+        (logits,) = session.run(["logits"], {"image": images})
+        with torch.no_grad():
+            expected = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_folding_changes_nothing_but_the_number_of_layers(classifier, images):

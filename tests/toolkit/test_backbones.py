@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import VisionTransformer, resnet18
 
 from noisyssl.backbones import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from noisyssl.checkpoint import fit_weights
@@ -36,6 +36,62 @@ def test_the_full_width_is_torchvisions_own_model():
         theirs.fc = nn.Identity()
         torch.testing.assert_close(backbone(images), theirs(scaled), rtol=1e-4, atol=1e-4)
         theirs = resnet18().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "shape"),
+    [("convnext_tiny", 768, (768, 32)), ("efficientnet_b0", 1280, (1280, 32)), ("vit_ti_16", 192, (192, 16)),
+     ("resnet18-w16", 128, (128, 32))],
+)  # fmt: skip
+def test_every_family_has_features_and_a_map_of_them(name, features, shape):
+    backbone = build_backbone(name).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert backbone(images).shape == (2, features) == (2, backbone.features)
+    assert backbone.map_shape(64) == shape
+    side = 64 // shape[1]
+    assert backbone.feature_map(backbone.normalise(images)).shape == (2, shape[0], side, side)
+    assert not backbone.training
+
+
+def test_a_resnets_features_are_the_mean_of_its_map():
+    backbone = build_backbone("resnet18-w16").eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    found = backbone.feature_map(backbone.normalise(images)).mean((2, 3))
+    torch.testing.assert_close(backbone(images), found)
+
+
+def test_a_transformer_is_torchvisions_at_its_own_size_and_works_at_others():
+    torch.manual_seed(0)
+    theirs = VisionTransformer(
+        image_size=224, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=1
+    ).eval()
+    backbone = build_backbone("vit_ti_16").eval()
+    _, missing, unused = fit_weights(backbone.trunk, theirs.state_dict())
+    assert missing == []
+    assert set(unused) == {"heads.head.weight", "heads.head.bias"}
+    theirs.heads = nn.Identity()
+    images = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(backbone.trunk(images), theirs(images), rtol=1e-4, atol=1e-5)
+    assert backbone.trunk(torch.randn(2, 3, 96, 64)).shape == (2, 192)
+
+
+def test_a_transformers_positions_follow_its_patches():
+    """Moving what one corner shows to another changes the features; the class token stays the same row."""
+    backbone = build_backbone("vit_ti_16").eval()
+    images = torch.randn(1, 3, 32, 32)
+    tokens, rows, columns = backbone.trunk._tokens(images)
+    assert (rows, columns) == (2, 2)
+    turned, _, _ = backbone.trunk._tokens(images.flip(3))
+    assert not torch.allclose(tokens[:, 0], turned[:, 0], atol=1e-4)
+
+
+def test_a_stem_that_a_family_lacks_is_refused():
+    with pytest.raises(ConfigError, match=r"stem is 'small', which convnext_tiny does not have"):
+        build_backbone("convnext_tiny", "small")
+    with pytest.raises(
+        ConfigError, match=r"backbone 'convnext_tyny' is unknown.*Did you mean 'convnext_tiny'"
+    ):
+        build_backbone("convnext_tyny")
 
 
 def test_every_convolution_sees_channels_last():

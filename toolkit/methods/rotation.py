@@ -1,6 +1,8 @@
 """Rotation: tell by which quarter turn an image was rotated.
 
 Gidaris et al., ICLR 2018, arXiv:1803.07728, eq. 2-3.
+
+A pretext task for images that have an "up": chest films do, tissue does not.
 """
 
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ def large_square(size: int) -> tuple[View, ...]:
 
 class Rotation(SSLMethod):
     views = staticmethod(large_square)
+    family = "pretext"
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

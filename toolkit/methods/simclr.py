@@ -1,6 +1,9 @@
 """SimCLR: two views of one image find each other among all other views of the batch.
 
 Chen et al., ICML 2020, arXiv:2002.05709, eq. 1 (NT-Xent).
+
+The first choice: simple, robust against label noise afterwards, and the one we measure most. Likes batches
+of 256 and more.
 """
 
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from noisyssl.views import pair
 
 class SimCLR(SSLMethod):
     views = staticmethod(pair)
+    family = "contrastive"
     least_batch = 2
 
     @dataclass(frozen=True, kw_only=True, slots=True)
