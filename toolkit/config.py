@@ -44,7 +44,7 @@ class Stage:
     batch: int = 128
     """Images a step of the loader; a step of the optimizer takes `accumulate` of them."""
     optimizer: str = "adamw"
-    """sgd, adamw or lars."""
+    """sgd, adam, adamw or lars."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 1e-2
@@ -76,7 +76,7 @@ class Stage:
         name = self.section()
         require(self.epochs >= 1, f"{name}.epochs", self.epochs, "at least 1")
         require(self.batch >= 1, f"{name}.batch", self.batch, "at least 1")
-        one_of(f"{name}.optimizer", self.optimizer, ("sgd", "adamw", "lars"))
+        one_of(f"{name}.optimizer", self.optimizer, ("sgd", "adam", "adamw", "lars"))
         require(self.lr > 0, f"{name}.lr", self.lr, "above 0")
         require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or above")
         require(0 <= self.momentum < 1, f"{name}.momentum", self.momentum, "in [0, 1)")

@@ -41,7 +41,7 @@ class LARS(torch.optim.SGD):
                 group["weight_decay"] = decay
 
 
-OPTIMIZERS = ("sgd", "adamw", "lars")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars")
 
 
 def build_optimizer(
@@ -54,8 +54,9 @@ def build_optimizer(
     """
     pick(dict.fromkeys(OPTIMIZERS), name, "optimizer")
     groups = [group for group in groups if group["params"]]
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    if name in ("adam", "adamw"):
+        adaptive = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+        return adaptive(groups, lr=lr, weight_decay=weight_decay, fused=True)
     kind = LARS if name == "lars" else torch.optim.SGD
     optimizer = kind(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
     if momentum:  # the fused kernel leaves it uninitialised where the very first step is skipped

@@ -129,5 +129,5 @@ def test_the_schedule_rises_then_falls():
 
 
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(ConfigError, match="optimizer 'adam' is unknown"):
-        build_optimizer([], "adam", lr=1, weight_decay=0)
+    with pytest.raises(ConfigError, match="optimizer 'adagrad' is unknown"):
+        build_optimizer([], "adagrad", lr=1, weight_decay=0)

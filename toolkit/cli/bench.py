@@ -37,6 +37,26 @@ def loading(
 
 
 @app.command()
+def step(
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method; may be given again; all without it.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Backbone, size, optimizer and widths.")] = "small",
+    batch: Annotated[int, typer.Option(help="Samples per step.")] = 64,
+    threads: Threads = 0,
+    runs: Runs = 7,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Time and memory of one training step of each method, next to its backbone alone."""
+    from noisyssl.benchmarks.step import measure
+    from noisyssl.methods import METHODS
+    from noisyssl.pipelines.setup import threads_of
+
+    tell([measure(method or tuple(METHODS), recipe, batch, threads_of(threads), runs)], out, as_json)
+
+
+@app.command()
 def inference(
     bundle: Annotated[
         Path | None, typer.Argument(help="Bundle; a ResNet-18 at 224 pixels without one.")
@@ -96,7 +116,13 @@ def everything(out: Out = None, as_json: Json = False) -> None:
     """All of the above, one after the other."""
     from noisyssl.benchmarks.records import RESULTS
 
-    commands: dict[str, Any] = {"loading": loading, "inference": inference, "scan": scan, "kill": kill}
+    commands: dict[str, Any] = {
+        "loading": loading,
+        "step": step,
+        "inference": inference,
+        "scan": scan,
+        "kill": kill,
+    }
     for question, ask in commands.items():
         ask(out=out or RESULTS / f"{question}.jsonl", as_json=as_json)
 

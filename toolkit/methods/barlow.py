@@ -30,16 +30,19 @@ class BarlowTwins(SSLMethod):
         """Units of each of the three projector layers."""
         redundancy: float = 0.0051
         """Weight of the off-diagonal correlations, lambda in eq. 1."""
+        bias_lr: float = 1.0
+        """Learning rate of biases and norms as a share of the weights'; 0.024 with LARS (appendix A)."""
 
         def __post_init__(self) -> None:
             require(self.width >= 2, "pretrain.barlow.width", self.width, "at least 2")
             require(self.redundancy > 0, "pretrain.barlow.redundancy", self.redundancy, "above 0")
+            require(self.bias_lr > 0, "pretrain.barlow.bias_lr", self.bias_lr, "above 0")
 
     def __init__(self, backbone: Backbone, config: Config, size: int) -> None:
         super().__init__(backbone, config, size)
         width = config.width
         self.projector = mlp(backbone.features, width, width, width, norm=True)
-        self.redundancy = config.redundancy
+        self.redundancy, self.bias_lr = config.redundancy, config.bias_lr
 
     def forward(self, batch: Batch) -> Terms:
         first, second = self.embed(self.projector, batch.views)
@@ -49,6 +52,10 @@ class BarlowTwins(SSLMethod):
         redundancy = correlation.square().sum() - diagonal.square().sum()
         loss = invariance + self.redundancy * redundancy
         return {"loss": loss, "invariance": invariance, "redundancy": redundancy}
+
+    def parameter_groups(self) -> list[dict]:
+        weights, others = super().parameter_groups()
+        return [weights, others | {"lr_scale": self.bias_lr}]
 
 
 def cross_correlation(first: Tensor, second: Tensor, eps: float = 1e-5) -> Tensor:
