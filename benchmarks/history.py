@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from noisyssl.benchmarks import plots
+from noisyssl.benchmarks.tables import words
 
 Entries = list[dict[str, Any]]
+NOT_TERMS = (
+    "kind", "step", "steps", "epoch", "epochs", "progress", "lr", "loss", "grad_norm", "skipped",
+    "images_per_s", "seconds",
+)  # fmt: skip
+"""What a step's entry holds besides the terms of its objective."""
 
 
 def read(path: Path) -> Entries:
@@ -47,7 +53,58 @@ def curves(log: Entries, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     of_steps("Images per second", "images_per_s")
     if metrics.get("stage") == "pretrain":
         of_steps("Gradient norm", "grad_norm")
+        for term in dict.fromkeys(name for one in steps for name in one if name not in NOT_TERMS):
+            of_steps(f"Term of the loss: {words(term)}", term)
     return found
+
+
+def looks(log: Entries) -> list[tuple[str, str]]:
+    """(title, SVG) of what a pretraining's frozen features were worth, look by look."""
+    seen = {
+        one["epoch"]: one for one in log if one.get("kind") == "probe" and isinstance(one.get("epoch"), int)
+    }
+    epochs = sorted(seen)
+    entries = [seen[epoch] for epoch in epochs]  # the last of each epoch: a killed run may have two
+
+    def plot(title: str, lines: dict[str, list[float | None]]) -> list[tuple[str, str]]:
+        colours = dict(zip(lines, ("blue", "orange"), strict=False))
+        drawn = [
+            plots.Line(name=name, colour=colours[name], x=epochs, y=y)
+            for name, y in lines.items()
+            if any(value is not None for value in y)
+        ]
+        return [(title, plots.curves(drawn, x="epoch"))] if drawn else []
+
+    def of(*path: str) -> list[float | None]:
+        return [_number(one, path) for one in entries]
+
+    ratios = [
+        [
+            None if std is None or not full else std / full
+            for std, full in zip(of(*where, "std"), of(*where, "full_std"), strict=True)
+        ]
+        for where in ((), ("embedding",))
+    ]
+    return [
+        *plot(
+            "Balanced accuracy on validation images",
+            {"k-NN": of("knn", "balanced_accuracy"), "linear probe": of("linear", "balanced_accuracy")},
+        ),
+        *plot(
+            "Effective rank",
+            {"features": of("effective_rank"), "embedding": of("embedding", "effective_rank")},
+        ),
+        *plot(
+            "Standard deviation, as a share of the largest possible",
+            {"features": ratios[0], "embedding": ratios[1]},
+        ),
+    ]
+
+
+def _number(entry: Any, path: tuple[str, ...]) -> float | None:
+    for name in path:
+        entry = entry.get(name) if isinstance(entry, dict) else None
+    return float(entry) if isinstance(entry, int | float) else None
 
 
 def _accuracy_curve(epochs: Entries, metrics: dict[str, Any]) -> tuple[str, str]:

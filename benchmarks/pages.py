@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from noisyssl import noise
-from noisyssl.benchmarks import history, plots, predictions, tables
+from noisyssl.benchmarks import features, history, plots, predictions, tables
 from noisyssl.deploy import bundle as bundles
 from noisyssl.errors import DataError, NoisySSLError
 
@@ -53,6 +53,9 @@ def run_page(run: Path, data: Path | None = None) -> Page:
     page["environment"] = _environment(metrics)
     if metrics.get("stage") == "pretrain":
         page["stage"] = "pretrain"
+        page["looks"] = history.looks(log)
+        images = data or Path(config.get("data", {}).get("path", ""))
+        features.add(page, metrics.get("probe") or {}, run, images)
         return page
     _add_figures(page, metrics)
     _add_noise(page, metrics)
@@ -110,9 +113,21 @@ def _empty(name: str, kind: str) -> Page:
         "classes",
         "speed",
         "confused",
+        "looks",
+        "neighbours",
     )
     page: Page = {part: [] for part in parts}
-    blank: Page = {"best": None, "baselines": False, "noise": None, "parity": {}, "config": "", "metrics": {}}
+    blank: Page = {
+        "probe": None,
+        "map": None,
+        "held_out": False,
+        "best": None,
+        "baselines": False,
+        "noise": None,
+        "parity": {},
+        "config": "",
+        "metrics": {},
+    }
     return page | blank | {"name": name, "kind": kind, "stage": "train", "missing": {}, "reliability": None}
 
 

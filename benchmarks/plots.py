@@ -26,8 +26,16 @@ COLOURS = {
     "blue": "#040404",
     "orange": "#050505",
     "green": "#060606",
+    "purple": "#070707",
+    "sky": "#080808",
+    "amber": "#090909",
 }
 """Name of the CSS variable -> the placeholder that is drawn."""
+TOLD = ("blue", "orange", "green", "purple", "sky", "amber", "ink")
+"""Colours of classes; with as many `MARKERS`, each class differs from the next ones in both."""
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+MOST_TOLD = 21
+"""Classes that a map tells apart."""
 MOST_POINTS = 400
 """A line is thinned to this many points: more cannot be seen, and the page stays small."""
 STYLE: Any = {
@@ -146,6 +154,32 @@ def roc(false_rate: Sequence[float], true_rate: Sequence[float]) -> str:
         axes.set_yticks([0, 0.5, 1])
         axes.set_xlabel("1 - specificity")
         axes.set_ylabel("sensitivity")
+        return svg()
+
+
+def scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """SVG of (N, 2) points, a colour and a marker for each class with a legend; label -1 is unknown, in grey.
+
+    With more than `MOST_TOLD` classes the most frequent ones are told apart and the others are grey.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    told = np.sort(np.argsort(-counts, kind="stable")[: min(MOST_TOLD, int((counts > 0).sum()))])
+    others = ~np.isin(labels, told)
+    with _drawing(7.2 if len(told) else 5.2, 4.6) as (axes, svg):
+        axes.set_axis_off()
+        axes.margins(0.02)
+        style: dict[str, Any] = {"s": 24, "linewidth": 0, "alpha": 0.8}
+        if others.any():
+            name = " other classes" if len(counts) > MOST_TOLD else " no label"
+            axes.scatter(*points[others].T, color=COLOURS["muted"], marker=".", label=name, **style)
+        for place, k in enumerate(told.tolist()):
+            marker = MARKERS[(place + place // len(MARKERS)) % len(MARKERS)]
+            name = classes[k] if len(classes[k]) <= 28 else f"{classes[k][:27]}…"
+            colour = COLOURS[TOLD[place % len(TOLD)]]
+            # the space: matplotlib leaves names that start with "_" out of a legend
+            axes.scatter(*points[labels == k].T, color=colour, marker=marker, label=f" {name}", **style)
+        if len(told):
+            axes.figure.legend(loc="outside right center", frameon=False, markerscale=1.5, handletextpad=0.1)
         return svg()
 
 

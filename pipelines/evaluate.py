@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 from noisyssl.disk import disk
-from noisyssl.images import evaluation_view
+from noisyssl.images import BadImage, evaluation_view
 from noisyssl.pipelines.samples import Samples
 
 
 @contextmanager
 def evaluation_images(
-    samples: Samples, indices: np.ndarray, size: int, fit: str, threads: int, folder: Path | None = None
+    samples: Samples,
+    indices: np.ndarray,
+    size: int,
+    fit: str,
+    threads: int,
+    folder: Path | None = None,
+    broken: dict[int, str] | None = None,
 ) -> Iterator[np.ndarray]:
     """(M, size, size, 3) uint8: the evaluation view of each index in order, decoded once.
 
@@ -26,8 +32,12 @@ def evaluation_images(
     exactly; DALI's view may differ by grey levels. Kept in a nameless file: the memory stays the
     operating system's to reclaim, and nothing is left behind by a kill.
 
+    Args:
+        folder: where the file lies; the system's temporary folder by default.
+        broken: receives row -> reason of each file that broke after the scan; its row stays black.
+
     Raises:
-        BadImage: a file broke after the scan.
+        BadImage: a file broke after the scan, and there is no `broken`.
     """
     shape = (len(indices), size, size, 3)
     with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(threads) as pool:
@@ -39,26 +49,45 @@ def evaluation_images(
         images = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
         def fill(row: int) -> None:
-            images[row] = evaluation_view(samples.image(int(indices[row])), size, fit)
+            try:
+                images[row] = evaluation_view(samples.image(int(indices[row])), size, fit)
+            except BadImage as error:
+                if broken is None:
+                    raise
+                broken[row] = str(error)
 
         for start in range(0, len(indices), 1024):  # bounded queue of futures
             list(pool.map(fill, range(start, min(start + 1024, len(indices)))))
         yield images
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in evaluation mode; afterwards each of its parts is again in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 @torch.no_grad()
 def logits_of(module: nn.Module, images: np.ndarray, device: torch.device, batch: int = 256) -> np.ndarray:
-    """(M, K) float32 of (M, S, S, 3) uint8 images, in evaluation mode and full float32 (no TF32)."""
-    was_training = module.training
-    module.eval()
+    """(M, K) float32 of (M, S, S, 3) uint8 images, in evaluation mode and full float32 (no TF32).
+
+    Of a backbone these are the features.
+    """
     out = []
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        for start in range(0, len(images), batch):
-            chunk = torch.from_numpy(np.array(images[start : start + batch])).to(device, non_blocking=True)
-            out.append(module(chunk.permute(0, 3, 1, 2)).float().cpu())
+        with evaluating(module):
+            for start in range(0, len(images), batch):
+                chunk = torch.from_numpy(np.array(images[start : start + batch]))
+                views = chunk.to(device, non_blocking=True).permute(0, 3, 1, 2)
+                out.append(module(views).float().cpu())
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
-        module.train(was_training)
     return torch.cat(out).numpy()

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,26 @@ from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, start_from
+from noisyssl.pipelines.watch import Truth, watching
 
 Show = Callable[[dict[str, Any]], None]
 
 
 def pretrain(
-    config: Config, samples: Samples, run: Run, *, stopped: Callable[[], int | None] = lambda: None
+    config: Config,
+    samples: Samples,
+    run: Run,
+    *,
+    truth: Truth | None = None,
+    stopped: Callable[[], int | None] = lambda: None,
 ) -> dict[str, Any]:
     """Train a backbone by `config.pretrain.method` in `run`, from its newest checkpoint if there is one.
 
     Only the training split is used; labels are never read. Writes `checkpoints/last.safetensors`
     (the backbone), `metrics.json`; returns the latter.
+
+    Args:
+        truth: labels that the probe measures features with, see `watch`; the run is the same without them.
 
     Raises:
         ConfigError: the batch is smaller than the method needs, or larger than the data.
@@ -60,11 +70,13 @@ def pretrain(
         threads=config.threads,
         quarantine=config.data.quarantine,
     )
-    try:
+    with closing(loader), watching(config, samples, truth, run) as watch:
         loader.dropped.update(dropped_of(state.facts))
         run.log(
             {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
         )
+        if resumed is None:
+            watch.look(0, state)
 
         def save() -> None:
             state.facts["dropped"] = {str(index): reason for index, reason in loader.dropped.items()}
@@ -81,8 +93,8 @@ def pretrain(
             state, loader, stage, device=device, predict=_no_logits, log=log, save=save, stopped=stopped
         ):
             run.log({"kind": "epoch", "epoch": epoch, "step": state.step, "loss": state.facts["loss"]})
-    finally:
-        loader.close()
+            watch.look(epoch, state)
+        probed = watch.final(state)
     architecture = {"backbone": config.backbone, "stem": config.stem, "size": config.data.size}
     run.save_weights("last", state.trained().backbone, architecture | {"method": stage.method})  # type: ignore[arg-type]
     metrics = {
@@ -91,6 +103,7 @@ def pretrain(
         "epochs": stage.epochs,
         "images": len(samples.where("train")),
         "loss": state.facts["loss"],
+        "probe": probed,
         "dropped": {samples.paths[i]: reason for i, reason in loader.dropped.items()},
         "seconds": time.monotonic() - began,
         "loader": loader.name,

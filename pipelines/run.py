@@ -119,7 +119,9 @@ class Run:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the line that a kill cut short
-            if entry.get("step", 0) <= step and (entry["kind"] != "epoch" or entry["epoch"] <= epoch):
+            if entry.get("step", 0) <= step and (
+                entry["kind"] not in ("epoch", "probe") or entry["epoch"] <= epoch
+            ):
                 kept.append(line)
         write_whole(path, "".join(line + "\n" for line in kept))
 
@@ -155,7 +157,7 @@ class Run:
             raise TrainingError(
                 f"{damaged[-1]} and all before it are damaged; start a new run with another --out."
             )
-        self.cut_log(0, 0)
+        self.cut_log(0, -1)
         return None
 
     def is_fresh(self) -> bool:

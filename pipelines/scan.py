@@ -22,6 +22,7 @@ def open_samples(
     quarantine: bool = False,
     allow_leaks: bool = False,
     labelled: bool | None = None,
+    classify: bool = True,
     evaluation: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -34,6 +35,8 @@ def open_samples(
         quarantine: Leave bad files out instead of raising.
         allow_leaks: Accept images and groups that are in two splits.
         labelled: True demands labels, False drops them, None takes what is there.
+        classify: False if no classifier will be trained: labels stay, and what is wrong with the classes is
+            no fault.
         evaluation: The set is only measured on: no split is made (all is `test` where the source has
             none), and classes and leaks are not checked.
         threads: Threads that decode; all cores by default.
@@ -43,7 +46,9 @@ def open_samples(
         ConfigError: the path is not there.
         DataError: bad files, leaks, or labels that cannot be trained on.
     """
-    samples, report = _survey(Path(path), seed, labelled, evaluation, threads, progress, every_block=False)
+    samples, report = _survey(
+        Path(path), seed, labelled, evaluation, threads, progress, every_block=False, classify=classify
+    )
     report.raise_for(quarantine=quarantine, allow_leaks=allow_leaks or evaluation)
     return samples
 
@@ -91,6 +96,7 @@ def _survey(
     progress: Progress | None,
     *,
     every_block: bool,
+    classify: bool = True,
 ) -> tuple[Samples, Report]:
     listing = read_source(source, every_block=every_block)
     if labelled and listing.labels is None:
@@ -106,8 +112,9 @@ def _survey(
     samples, pixels = _samples(listing, scan, seed, evaluation, notes, faults)
     if labelled is False:
         samples = samples.unlabelled()
+    if labelled is False or not classify:
         faults.clear()  # too few groups for a split: nothing is held out
-    if not evaluation:
+    elif not evaluation:
         faults = class_faults(samples) + faults
     return samples, report_on(source, samples, pixels, faults)
 

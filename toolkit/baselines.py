@@ -23,11 +23,18 @@ def colour_histogram(image: np.ndarray) -> np.ndarray:
 
 
 def fit_predict(
-    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, classes: int
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    classes: int,
+    strength: float = 1.0,
 ) -> np.ndarray:
     """(N, K) float64 log-probabilities of the test rows, usable as logits: standardised logistic regression.
 
     Deterministic. Training rows labelled -1 are left out; needs scikit-learn.
+
+    Args:
+        strength: scikit-learn's C, the inverse of the penalty on the weights.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -40,7 +47,7 @@ def fit_predict(
     if len(seen) == 1:  # nothing to separate
         out[:, seen] = 0.0
         return out
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     model.fit(features, labels)
     out[:, seen] = np.log(np.maximum(model.predict_proba(test_features), np.exp(LOWEST)))
     return out

@@ -100,8 +100,14 @@ class PretrainConfig(Stage):
     """A self-supervised method's name."""
     batch: int = 256
     lr: float = 2e-3
+    probe_every: int = 5
+    """Epochs between looks at the frozen features (k-NN, linear probe, rank, collapse); 0 is never."""
     options: Any = None
     """The method's own settings, from the table of its name."""
+
+    def __post_init__(self) -> None:
+        Stage.__post_init__(self)
+        require(self.probe_every >= 0, "pretrain.probe_every", self.probe_every, "0 (never) or above")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from noisyssl.cli import bench, build, data, doctor, evaluate, export, predict, report, training
+from noisyssl.cli import bench, build, data, doctor, evaluate, export, predict, probe, report, training
 from noisyssl.errors import NoisySSLError
 
 app = typer.Typer(
@@ -39,6 +39,8 @@ def noisyssl(
 app.add_typer(data.app, name="data")
 app.command()(training.pretrain)
 app.command()(training.train)
+app.command()(probe.probe)
+app.command()(probe.embed)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)

@@ -38,8 +38,11 @@ def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str,
     return replace(config, threads=threads_of(config.threads), data=replace(config.data, path=path))
 
 
-def open_data(config: "Config", labelled: bool | None = None) -> "Samples":
-    """The samples that `config.data` names, scanned once; what was decided by itself goes to stderr."""
+def open_data(config: "Config", labelled: bool | None = None, classify: bool = True) -> "Samples":
+    """The samples that `config.data` names, scanned once; what was decided by itself goes to stderr.
+
+    `labelled` and `classify` as in `open_samples`.
+    """
     from noisyssl.cli.progress import counting
     from noisyssl.errors import ConfigError
     from noisyssl.pipelines.scan import open_samples
@@ -53,6 +56,7 @@ def open_data(config: "Config", labelled: bool | None = None) -> "Samples":
             quarantine=config.data.quarantine,
             allow_leaks=config.data.allow_leaks,
             labelled=labelled,
+            classify=classify,
             threads=config.threads,
             progress=progress,
         )

@@ -65,6 +65,14 @@ def _figures(entry: dict[str, Any]) -> str:
 def _line(entry: dict[str, Any]) -> str | None:
     if entry["kind"] == "epoch" and "val" in entry:
         return f"epoch {entry['epoch']} validation balanced accuracy {entry['val']['balanced_accuracy']:.3f}"
+    if entry["kind"] == "probe":
+        scores = [
+            f"{words} {entry[name]['balanced_accuracy']:.3f}"
+            for name, words in (("knn", "k-NN"), ("linear", "linear probe"))
+            if name in entry
+        ]
+        told = f"validation balanced accuracy: {', '.join(scores)}; " if scores else ""
+        return f"epoch {entry['epoch']} {told}effective rank {entry['effective_rank']:.1f}"
     if entry["kind"] == "warning":
         return f"warning: {entry['message']}"
     if entry["kind"] == "weights":

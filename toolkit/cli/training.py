@@ -164,14 +164,19 @@ def run_stage(
 ) -> dict[str, Any]:
     """Open the data and run (or resume, or find finished) one stage in `out`; its metrics."""
     from noisyssl.pipelines import pretrain, train
+    from noisyssl.pipelines.labels import truth_of
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.signals import caught
+    from noisyssl.pipelines.watch import Truth
 
     with caught() as stopped:
         if resume:
             Run.open(out, stage).must_match(config)
-        samples = samples or open_data(config, labelled=None if stage == "train" else False)
-        samples = samples if stage == "train" else samples.unlabelled()
+        samples = samples or open_data(config, classify=stage == "train")
+        more: dict[str, Any] = {}
+        if stage == "pretrain":  # labels leave the samples; only the probe between epochs looks at them
+            more = {"truth": Truth(samples.classes, truth_of(samples))}
+            samples = samples.unlabelled()
         module: Any = {"pretrain": pretrain, "train": train}[stage]
         if not resume:
             module.must_be_possible(config, samples)
@@ -183,7 +188,7 @@ def run_stage(
         work: Callable[..., dict[str, Any]] = getattr(module, stage)
         with training_progress(f"{stage} {out.name}") as show, _events(config, stage, run) as board:
             run.shown = lambda entry: (show(entry), board(entry))
-            metrics = work(config, samples, run, stopped=stopped)
+            metrics = work(config, samples, run, stopped=stopped, **more)
         if stage == "pretrain" and (signal := stopped()) is not None:
             raise Stopped(signal)  # it came in the last epoch: what would follow must not start
         return metrics
