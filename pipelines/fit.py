@@ -98,7 +98,7 @@ def fit(
         state.epoch, state.position = state.epoch + 1, 0
         yield state.epoch
         save()
-        saved_at = time.monotonic()
+        saved_at = window.since = time.monotonic()  # images/s are those of steps alone
         if (signal := stopped()) is not None and state.epoch < stage.epochs:
             raise Stopped(signal)
 

@@ -295,3 +295,18 @@ def test_groups_scale_the_learning_rate():
     before = copy.deepcopy(weights(state.objective))
     run(state, Toys(), config)
     assert torch.equal(weights(state.objective), before)
+
+
+def test_what_happens_between_epochs_does_not_count_as_throughput(monkeypatch):
+    """A step takes a second of this clock; whoever looks at the network between epochs takes a thousand."""
+    from noisyssl.pipelines import fit as module
+
+    clock = [0.0]
+    monkeypatch.setattr(module, "time", type("clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
+    monkeypatch.setattr(Toy, "after_step", lambda self, progress, ok: clock.__setitem__(0, clock[0] + 1))
+    config, log = stage(checkpoint_minutes=1e9), []
+    state = prepare(Toy(), config, CPU)
+    for _ in fit(state, Toys(), config, device=CPU, predict=None, log=log.append, save=lambda: None):
+        clock[0] += 1000
+    assert {entry["images_per_s"] for entry in log} == {4.0}
+    assert log[-1]["seconds"] > 2000
