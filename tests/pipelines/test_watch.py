@@ -93,6 +93,14 @@ def test_looking_changes_no_bit(samples, watched, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_looking_at_the_network_that_learns_changes_no_bit(samples, tmp_path):
+    """Without an average the very modules that train are looked at, BatchNorm statistics and all."""
+    for every in ("0", "1"):
+        start(tmp_path / every, samples, f"pretrain.probe_every={every}", "pretrain.epochs=2")
+    assert len(log(tmp_path / "1", "probe")) == 3
+    assert_same_bits(newest(tmp_path / "0"), newest(tmp_path / "1"))
+
+
 def test_labels_change_what_is_seen_and_not_what_is_learnt(samples, watched, tmp_path):
     truth = truth_from(samples)
     shuffled = replace(truth, labels=np.random.default_rng(0).permutation(truth.labels))

@@ -112,10 +112,15 @@ def test_random_weights_are_the_runs_own_start(runs, tissue, capsys):
     assert found["effective_rank"] != asked(capsys, "probe", runs / "pre", tissue)["effective_rank"]
 
 
-def test_a_training_run_gives_its_best_backbone(runs):
-    tensors, _ = checkpoint.load(runs / "run" / "checkpoints" / "best.safetensors")
-    frozen = frozen_backbone(runs / "run")
-    assert frozen.what == "ce, BEST, epoch 1"
+def test_a_training_run_gives_its_best_backbone(runs, tmp_path):
+    shutil.copytree(runs / "run", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    tensors = {
+        name: value * 2 for name, value in checkpoint.load(path)[0].items()
+    }  # of one epoch, BEST is LAST
+    checkpoint.save(path, tensors, {"epoch": 7})
+    frozen = frozen_backbone(tmp_path / "run")
+    assert frozen.what == "ce, BEST, epoch 7"
     for name, value in frozen.backbone.state_dict().items():
         assert torch.equal(value, tensors[f"backbone.{name}"])
     assert not any(part.training for part in frozen.backbone.modules())
@@ -247,6 +252,7 @@ def test_embed_needs_no_labels_and_no_second_class(runs, tissue, tmp_path, monke
     shutil.copytree(flat, tmp_path / "one" / "mucus")
     assert run(["embed", str(runs / "run"), str(tmp_path / "one"), "--out", str(tmp_path / "g.npz")]) == 0
     with np.load(tmp_path / "f.npz") as f, np.load(tmp_path / "g.npz") as g:
+        assert len(f["features"]) == len(f["path"]) == len(list(flat.iterdir())) > 14
         assert set(f["label"]) == {""}
         assert set(g["label"]) == {"mucus"}
         np.testing.assert_array_equal(f["features"], g["features"])
