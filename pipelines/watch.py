@@ -27,6 +27,8 @@ from noisyssl.pipelines.state import State
 
 BANK, QUERIES = 2000, 1000
 """Most training and validation images that are looked at."""
+EMBEDDED = 1000
+"""Of those training images, the ones whose embedding is measured: it may be 8,192 wide, and its rank slow."""
 POINTS, SHOWN, NEAREST = 1000, 8, 5
 """Points of the 2-D map; queries on the contact sheet, and neighbours shown of each."""
 
@@ -161,7 +163,7 @@ class Watch:
             return None
         bank, queries = features[: len(self.bank)], features[len(self.bank) :]
         spreads = {"features": probe.spread(bank)}
-        if (embedding := projected(method, bank, device)) is not None:
+        if (embedding := projected(method, bank[:EMBEDDED], device)) is not None:
             spreads["embedding"] = probe.spread(embedding)
         seen = Look(epoch=epoch, bank=bank, queries=queries, spreads=spreads, scores={})
         labels, classes = self.truth.labels[self.bank], len(self.truth.classes)
