@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -171,3 +172,20 @@ def class_faults(samples: Samples) -> list[str]:
                 f"{', '.join(training)}.{near_miss(name, training)}"
             )
     return faults
+
+
+def look_alikes(classes: Sequence[str]) -> list[str]:
+    """A note for each set of class names that differ only in case, spaces or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
+    notes = []
+    for names in alike.values():
+        if len(names) > 1:
+            twins = len({normalize("NFC", name) for name in names}) < len(names)  # they print alike
+            shown = " and ".join(map(ascii if twins else repr, names))
+            notes.append(
+                f"Classes {shown} differ only in case, spaces or Unicode form and are {len(names)} classes; "
+                "rename them in the data if they are one."
+            )
+    return notes

@@ -8,7 +8,7 @@ import numpy as np
 from noisyssl.disk import write_whole
 from noisyssl.errors import DataError
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
-from noisyssl.pipelines.findings import Report, class_faults, report_on
+from noisyssl.pipelines.findings import Report, class_faults, look_alikes, report_on
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.sources import Listing, class_names, read_source
 from noisyssl.pipelines.splits import make_splits
@@ -96,12 +96,7 @@ def _survey(
     if labelled and listing.labels is None:
         raise DataError(f"{source} has no labels; use class folders or a CSV with a label column.")
     notes = list(listing.notes)
-    if listing.array is None:
-        scan = scan_files(
-            listing.root, listing.paths, source, threads=threads, progress=progress, notes=notes
-        )
-    else:
-        scan = scan_array(listing.array, listing.paths, listing.digests)
+    scan = scan_of(listing, threads=threads, progress=progress, notes=notes)
     faults: list[str] = []
     samples, pixels = _samples(listing, scan, seed, evaluation, notes, faults)
     if labelled is False:
@@ -110,6 +105,15 @@ def _survey(
     if not evaluation:
         faults = class_faults(samples) + faults
     return samples, report_on(source, samples, pixels, faults)
+
+
+def scan_of(listing: Listing, *, threads: int | None, progress: Progress | None, notes: list[str]) -> Scan:
+    """What decoding found in each image of a source; `notes` receives what a person should know."""
+    if listing.array is not None:
+        return scan_array(listing.array, listing.paths, listing.digests)
+    return scan_files(
+        listing.root, listing.paths, listing.source, threads=threads, progress=progress, notes=notes
+    )
 
 
 def _samples(
@@ -126,6 +130,7 @@ def _samples(
     names = None if listing.labels is None else good(listing.labels)
     true_names = None if names is None or listing.true_labels is None else good(listing.true_labels)
     classes = () if names is None else class_names(names, true_names)
+    notes += look_alikes(classes)
     number = {name: i for i, name in enumerate(classes)} | {"": -1}
     labels, true = (
         None if column is None else np.fromiter(map(number.__getitem__, column), np.int64, len(rows))

@@ -345,3 +345,17 @@ def test_names_that_are_no_utf8_and_read_only_folders(folders):
     row = samples.paths.index("a/\udcff.png")
     assert samples.image(row).shape == (6, 6, 3)
     assert len(samples.digest()) == 64
+
+
+def test_classes_that_look_alike_stay_two_and_are_named(folders):
+    for old, new in (("a", "Tumor"), ("b", "tumor ")):
+        (folders / old).rename(folders / new)
+    for name, accent in (("caf\u00e9", "x"), ("cafe\u0301", "y"), ("other", "z")):
+        for i in range(3):
+            draw(folders / name / f"{accent}{i}.png", ord(accent) + i)
+    samples = open_samples(folders)
+    assert len(samples.classes) == 5
+    found = [note for note in samples.notes if "differ only" in note]
+    assert len(found) == 2
+    assert r"Classes 'cafe\u0301' and 'caf\xe9' differ only in case" in found[1]
+    assert "Classes 'Tumor' and 'tumor ' differ only in case" in found[0]
