@@ -91,18 +91,26 @@ def open_loader(
             f"batch is {batch} with {len(indices)} samples; an epoch needs at least one full batch. "
             "Lower the batch size or add images."
         )
+    schedule = Schedule(indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last)
+    return _Loader(
+        samples, views, schedule, use_dali=uses_dali(kind), device=device, threads=threads,
+        quarantine=quarantine, labels=labels,
+    )  # fmt: skip
+
+
+def uses_dali(kind: str) -> bool:
+    """Whether a loader of this kind is DALI's.
+
+    Raises:
+        MachineError: DALI is asked for and missing.
+    """
     installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if kind == "dali" and not installed:
         raise MachineError(
             "loader is 'dali'; the package nvidia-dali is not installed. "
             "Run `pip install noisyssl[train]` on Linux, or choose loader = 'batched'."
         )
-    use_dali = kind == "dali" or (kind == "auto" and installed)
-    schedule = Schedule(indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last)
-    return _Loader(
-        samples, views, schedule, use_dali=use_dali, device=device, threads=threads,
-        quarantine=quarantine, labels=labels,
-    )  # fmt: skip
+    return kind == "dali" or (kind == "auto" and installed)
 
 
 class Schedule:

@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from noisyssl import checkpoint
+from noisyssl.backbones import build_backbone
+from noisyssl.config import Config, Stage
 from noisyssl.errors import MachineError
+from noisyssl.pipelines.board import summary_writer
+from noisyssl.pipelines.fit import dtype_of
+from noisyssl.pipelines.loader import uses_dali
 
 
 def device_of(name: str) -> torch.device:
@@ -22,6 +27,22 @@ def device_of(name: str) -> torch.device:
             "--device is cuda, but PyTorch finds no NVIDIA GPU; use --device cpu, or see `noisyssl doctor`."
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def settings_must_hold(config: Config, stage: Stage) -> None:
+    """Raises what the settings of a stage alone make impossible on this machine.
+
+    Raises:
+        ConfigError: an unknown backbone, a precision the device lacks, or weights that do not fit.
+        MachineError: a device or a package is missing.
+    """
+    backbone = build_backbone(config.backbone, config.stem)
+    dtype_of(stage, device_of(config.device))
+    uses_dali(config.data.loader)
+    if stage.tensorboard:
+        summary_writer()
+    if stage.weights:
+        start_from(backbone.trunk, stage.weights)
 
 
 def threads_of(asked: int) -> int:
