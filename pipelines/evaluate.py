@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 from noisyssl.disk import disk
-from noisyssl.images import evaluation_view
+from noisyssl.images import BadImage, evaluation_view
 from noisyssl.pipelines.samples import Samples
 
 
 @contextmanager
 def evaluation_images(
-    samples: Samples, indices: np.ndarray, size: int, fit: str, threads: int, folder: Path | None = None
+    samples: Samples,
+    indices: np.ndarray,
+    size: int,
+    fit: str,
+    threads: int,
+    folder: Path | None = None,
+    dropped: dict[int, str] | None = None,
 ) -> Iterator[np.ndarray]:
     """(M, size, size, 3) uint8: the evaluation view of each index in order, decoded once.
 
@@ -26,8 +32,12 @@ def evaluation_images(
     exactly; DALI's view may differ by grey levels. Kept in a nameless file: the memory stays the
     operating system's to reclaim, and nothing is left behind by a kill.
 
+    Args:
+        dropped: index and reason of samples whose view stays black; receives each file that broke after
+            the scan.
+
     Raises:
-        BadImage: a file broke after the scan.
+        BadImage: a file broke after the scan, and `dropped` is None.
     """
     shape = (len(indices), size, size, 3)
     with tempfile.TemporaryFile(dir=folder) as file, ThreadPoolExecutor(threads) as pool:
@@ -39,7 +49,14 @@ def evaluation_images(
         images = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
         def fill(row: int) -> None:
-            images[row] = evaluation_view(samples.image(int(indices[row])), size, fit)
+            index = int(indices[row])
+            try:
+                if dropped is None or index not in dropped:
+                    images[row] = evaluation_view(samples.image(index), size, fit)
+            except BadImage as error:
+                if dropped is None:
+                    raise
+                dropped[index] = str(error)
 
         for start in range(0, len(indices), 1024):  # bounded queue of futures
             list(pool.map(fill, range(start, min(start + 1024, len(indices)))))

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from noisyssl.pipelines.state import State
 from noisyssl.pipelines.tables import table_text
 from noisyssl.recipe import differences, parse, tree_of
 
+FREE = ("path", "quarantine", "allow_leaks")
+"""Settings of `data` that a resumed run may change."""
 KEEP = 2
 """Training checkpoints kept: the newest, and one to fall back to."""
 
@@ -84,14 +87,25 @@ class Run:
         return parse(tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8")))
 
     def must_match(self, config: Config) -> None:
-        """Raises ConfigError naming each setting of this stage that differs from the run's own."""
+        """Raises ConfigError naming each setting of this stage that differs from the run's own.
+
+        Where the data is and what is accepted of it may change: its content is compared by `must_hold`.
+        """
         foreign = ("export.", {"train": "pretrain.", "pretrain": "train."}[self.facts()["stage"]])
+        free = tuple(f"data.{name}:" for name in FREE)
         found = differences(self.config(), config)
-        if changed := [name for name in found if not name.startswith(foreign)]:
+        if changed := [name for name in found if not name.startswith((*foreign, *free))]:
             raise ConfigError(
                 f"--resume goes on with the settings of {self.folder}, but {'; '.join(changed)}. "
                 "Leave them out, or start a new run with another --out."
             )
+
+    def adopt(self, config: Config) -> None:
+        """Keep from `config` what `must_match` lets differ, for whatever opens this run later."""
+        own = self.config()
+        data = replace(own.data, **{name: getattr(config.data, name) for name in FREE})
+        if data != own.data:
+            self.write("config.toml", tomli_w.dumps(tree_of(replace(own, data=data))))
 
     def must_hold(self, samples: Samples) -> None:
         """Raises DataError if `samples` is not the data this run started with."""

@@ -271,7 +271,7 @@ def test_resume_refuses_other_settings_and_other_data(job, tissue, tmp_path, cap
     (run_folder / "config.toml").write_text(config.replace(str(tissue), str(data / "manifest.csv")))
     code, line = fails(capsys, "train", "--out", run_folder, "--resume")
     assert code == 5
-    assert "digest differs" in line
+    assert "is not listed any more" in line
 
 
 def test_a_finished_run_is_not_run_again(job, capsys):
@@ -364,6 +364,7 @@ def test_bad_input_is_one_line_with_its_code(
     job, tissue, tmp_path, monkeypatch, capsys, arguments, code, message
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "EXISTS").mkdir()
     names = {"DATA": str(tissue), "RUN": str(job / "run"), "PRE": str(job / "pre")}
     found, line = fails(
@@ -489,4 +490,45 @@ def test_an_altered_model_does_not_pass_the_gate(job, tmp_path, monkeypatch, cap
     code, line = fails(capsys, "export", job / "run", tmp_path / "bundle", "--tensorrt", "none")
     assert code == 4
     assert "1e-04" in line or "0.0001" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+PRETRAIN, TRAIN = ["pretrain", "DATA", "--out", "x"], ["train", "DATA", "--out", "x"]
+BUILD, BOTH = ["build", "DATA", "x"], [*TRAIN, "--pretrain", "simclr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        *(
+            ([*command, "--set", "backbone=resnet19"], 2, "Did you mean")
+            for command in (PRETRAIN, TRAIN, BUILD)
+        ),
+        *(([*command, "--set", "stem=smal"], 2, "Did you mean") for command in (PRETRAIN, TRAIN, BUILD)),
+        *(([*command, "--device", "gpu"], 2, "device is 'gpu'") for command in (PRETRAIN, TRAIN, BUILD)),
+        *(([*command, "--device", "cuda"], 7, "--device is cuda") for command in (PRETRAIN, TRAIN, BUILD)),
+        *(([*command, "--weights", "no.pt"], 2, "no.pt does not exist") for command in (PRETRAIN, TRAIN)),
+        *(([*command, "--noise", "symmetric:1.2"], 2, "symmetric:1.2") for command in (TRAIN, BOTH, BUILD)),
+        *(
+            ([*command, "--set", "pretrain.batch=1"], 2, "simclr needs 2")
+            for command in (PRETRAIN, BOTH, BUILD)
+        ),
+        ([*TRAIN, "--init", "nowhere"], 2, "nowhere does not exist"),
+        ([*BUILD, "--set", "train.weights=no.pt"], 2, "no.pt does not exist"),
+        ([*BUILD, "--set", "export.tensorrt=SM42"], 2, "SM42"),
+    ],
+)
+def test_what_settings_alone_make_impossible_is_refused_before_the_scan(
+    tissue, tmp_path, monkeypatch, capsys, arguments, code, message
+):
+    from noisyssl.pipelines import scan
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("images were opened")
+
+    monkeypatch.setattr(scan, "read_source", opened)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    found, line = fails(capsys, *(str(tissue) if a == "DATA" else a for a in arguments))
+    assert (found, message in line) == (code, True), line
     assert list(tmp_path.iterdir()) == []

@@ -94,15 +94,18 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     """Everything from images to report below `out`; finished parts are kept when resuming."""
     from noisyssl.benchmarks.records import commit
     from noisyssl.benchmarks.report import write_report
-    from noisyssl.cli.export import write_bundle
+    from noisyssl.cli.export import must_be_buildable, write_bundle
     from noisyssl.cli.training import run_stage
-    from noisyssl.pipelines.train import must_be_possible
+    from noisyssl.pipelines import pretrain, train
 
     began = time.monotonic()
     if out.exists() and not resume:
         raise ConfigError(f"{out} already exists; give a new folder, or --resume to go on with it.")
+    for stage in (pretrain, train):  # what later parts would refuse is said now, and before the scan
+        stage.must_make_sense(config)
+    must_be_buildable(config.export)
     samples = open_data(config)
-    must_be_possible(config, samples)  # what training would refuse is said before pretraining, not after
+    train.must_be_possible(config, samples)
     out.mkdir(parents=True, exist_ok=True)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     is_fresh = not start.exists()

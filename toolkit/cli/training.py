@@ -118,11 +118,13 @@ def train(
     config = settings(out, "train", recipe, set_, flags, resume)
     samples = None
     if before is not None:
-        from noisyssl.pipelines.train import must_be_possible
+        from noisyssl.pipelines import pretrain, train
 
-        samples = open_data(config)
         without = _without_training(config)
-        must_be_possible(without, samples)  # said before pretraining, not after
+        for stage in (pretrain, train):  # said before pretraining, not after
+            stage.must_make_sense(without)
+        samples = open_data(config)
+        train.must_be_possible(config, samples)
         run_stage("pretrain", without, before, resume=before.exists(), samples=samples)
     metrics = run_stage("train", config, out, resume=resume, samples=samples)
     if as_json:
@@ -168,15 +170,18 @@ def run_stage(
     from noisyssl.pipelines.signals import caught
 
     with caught() as stopped:
-        if resume:
-            Run.open(out, stage).must_match(config)
-        samples = samples or open_data(config, labelled=None if stage == "train" else False)
-        samples = samples if stage == "train" else samples.unlabelled()
         module: Any = {"pretrain": pretrain, "train": train}[stage]
-        if not resume:
+        if resume:
+            run = Run.open(out, stage)
+            run.must_match(config)
+            samples = open_data(config, run=run)
+            run.adopt(config)
+        else:
+            module.must_make_sense(config)
+            samples = samples or open_data(config, labelled=None if stage == "train" else False)
+            samples = samples if stage == "train" else samples.unlabelled()
             module.must_be_possible(config, samples)
-        run = Run.open(out, stage) if resume else Run.create(out, config, stage, samples)
-        run.must_hold(samples)
+            run = Run.create(out, config, stage, samples)
         if run.is_finished():
             typer.echo(f"{out} is finished already.", err=True)
             return run.metrics()
