@@ -136,15 +136,23 @@ class Schedule:
     def slots(self, epoch: int, position: int, dropped: Mapping[int, str]) -> Iterator[Slot]:
         """Every batch from here on, for ever, without the dropped samples and without empty batches.
 
-        Nothing moves up into the place of a dropped sample: all other batches stay as they are.
+        Nothing moves up into the place of a dropped sample: all other batches stay as they are. Where
+        dropping leaves one image of several in a training batch, that one is left out as well.
         """
         gone = np.fromiter(dropped, np.int64, len(dropped))
         while not np.isin(self.indices, gone).all():
+            empty = position == 0
             for place in range(position, self.count):
-                index = self.index(epoch, place)
-                index = index[~np.isin(index, gone)]
-                if len(index):
+                full = self.index(epoch, place)
+                index = full[~np.isin(full, gone)]
+                alone = self.shuffle and len(index) == 1 < len(full)  # BatchNorm cannot train on it
+                if len(index) and not alone:
+                    empty = False
                     yield Slot((epoch, place), index)
+            if empty:
+                raise DataError(
+                    f"{len(gone)} of {len(self.indices)} samples were dropped; restore the files."
+                )
             epoch, position = epoch + 1, 0
         raise DataError(f"all {len(self.indices)} samples were dropped; restore the files.")
 
