@@ -1,12 +1,12 @@
 """Opening data: good images with labels and splits; bad files and leaks are found before anything trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from noisyssl.disk import write_whole
-from noisyssl.errors import DataError
+from noisyssl.errors import DataError, MachineError
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
 from noisyssl.pipelines.findings import Report, class_faults, look_alikes, report_on
 from noisyssl.pipelines.samples import Samples
@@ -59,23 +59,32 @@ def check(
 ) -> Report:
     """What is in a source and what is wrong with it; `Report.raise_for` turns that into an error.
 
-    Writes `samples.csv` and `quarantine.csv` into the cache folder and into `out`. A packed folder is
-    verified whole.
+    Writes `samples.csv` and `quarantine.csv` into the cache folder, where that can be written, and into
+    `out`. A packed folder is verified whole.
 
     Raises:
         ConfigError: the path is not there.
         DataError: the source cannot be read at all.
-        MachineError: a table cannot be written.
+        MachineError: a table cannot be written into `out`.
     """
     path = Path(path)
     samples, report = _survey(path, seed, labelled, False, threads, progress, every_block=True)
     tables = {"samples.csv": table_text(samples.columns())}
     tables["quarantine.csv"] = table_text(dict(zip(("path", "reason"), _transposed(report.bad), strict=True)))
-    for folder in dict.fromkeys((cache_folder(path), out) if out else (cache_folder(path),)):
-        for name, text in tables.items():
-            write_whole(folder / name, text)
     report.folder = str(out or cache_folder(path))
+    if out:
+        _write(tables, out)
+    try:
+        _write(tables, cache_folder(path))
+    except MachineError as error:  # as for the scan itself: the findings matter more
+        report.folder = str(out or "")
+        report.notes += (f"The tables are not kept ({error}); name a folder with --out.",) if not out else ()
     return report
+
+
+def _write(tables: Mapping[str, str], folder: Path) -> None:
+    for name, text in tables.items():
+        write_whole(folder / name, text)
 
 
 def _transposed(pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from noisyssl.benchmarks.image_zoo import REASONS, bad, good
-from noisyssl.errors import DataError
+from noisyssl.errors import DataError, MachineError
 from noisyssl.pipelines import decoding
 from noisyssl.pipelines.decoding import cache_folder
 from noisyssl.pipelines.scan import check, open_samples
@@ -179,6 +179,30 @@ def test_a_cache_that_cannot_be_written_is_said(folders, monkeypatch, tmp_path):
     samples = open_samples(folders)
     assert len(samples) == 40
     assert any("not remembered" in note and "NOISYSSL_CACHE" in note for note in samples.notes)
+
+
+def test_findings_are_told_where_the_cache_cannot_be_written(folders, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NOISYSSL_CACHE", str(tmp_path / "file"))
+    report = check(folders)
+    assert (report.images, report.folder) == (40, "")
+    assert any("tables are not kept" in note and "--out" in note for note in report.notes)
+    assert check(folders, out=tmp_path / "out").folder == str(tmp_path / "out")
+    assert (tmp_path / "out" / "samples.csv").is_file()
+    with pytest.raises(MachineError, match="cannot be written"):
+        check(folders, out=tmp_path / "file" / "out")
+
+
+def test_a_class_whose_name_is_no_text_is_refused(folders):
+    (folders / "a").rename(folders / "a\udcff")
+    with pytest.raises(DataError, match="is not valid UTF-8; rename its folder"):
+        open_samples(folders)
+
+
+def test_backslashes_in_paths_are_explained(folders):
+    (folders / "t.csv").write_text("path,label\na\\00.png,a\nb\\01.png,b\n")
+    with pytest.raises(DataError, match=r"does not exist\. Separate the folders of a path by /"):
+        open_samples(folders / "t.csv")
 
 
 def test_the_cache_place(monkeypatch, tmp_path):
