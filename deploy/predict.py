@@ -52,8 +52,10 @@ def sources(inputs: Sequence[Path]) -> Iterator[Item]:
         if path.is_dir() or path.suffix.lower() == ".csv":
             found = _folder(path) if path.is_dir() else _table(path)
             if (first := next(found, None)) is None:
-                what = "holds no image" if path.is_dir() else "has no rows"
-                raise DataError(f"{path} {what}; supported endings are {', '.join(sorted(SUFFIXES))}.")
+                if path.is_dir():
+                    endings = ", ".join(sorted(SUFFIXES))
+                    raise DataError(f"{path} holds no image; supported endings are {endings}.")
+                raise DataError(f"{path} has no rows; list one image per row.")
             part = chain([first], found)
         parts.append(part)
     return chain.from_iterable(parts)
@@ -130,15 +132,16 @@ def _table(path: Path) -> Iterator[Item]:
     root = os.path.realpath(path.parent)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or []
+            reader = csv.reader(file, strict=True)
+            columns = [name.strip().lower() for name in next(reader, [])]
             if "path" not in columns:
                 hint = " Separate columns by commas." if any(";" in name for name in columns) else ""
                 raise DataError(
                     f"{path} has columns {', '.join(columns) or 'none'}; it must have 'path'. Add it.{hint}"
                 )
-            for row in reader:
-                name = row["path"] or ""
+            place = columns.index("path")
+            for row in filter(None, reader):
+                name = row[place].strip() if place < len(row) else ""
                 yield name, path.parent / name if _inside(root, name) else None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no UTF-8 CSV ({error}); save it as one.") from None

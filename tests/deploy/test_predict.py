@@ -111,13 +111,19 @@ def test_a_csv_is_read_beside_itself_and_stays_there(folder):
     assert [row.path for row in rows][:2] == ["a.png", "../a.png"]
 
 
+def test_columns_are_named_as_in_training_data(folder):
+    """In any case, with spaces around names and cells, blank lines between the rows."""
+    (folder / "list.csv").write_text("Label, PATH\n\nx, a.png \n\n")
+    assert [path for path, _ in sources([folder / "list.csv"])] == ["a.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("file,label\na.png,x\n", "has columns file, label; it must have 'path'"),
         ("path;label\na.png;x\n", "Separate columns by commas"),
         ("", "has columns none"),
-        ("path\n", "has no rows"),
+        ("path\n", "has no rows; list one image per row"),
         ('path\n"a.png\n', "is no UTF-8 CSV"),
         ("path\n\udce9.png\n", "is no UTF-8 CSV"),
     ],
