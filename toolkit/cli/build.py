@@ -20,6 +20,7 @@ from noisyssl.cli.options import (
     open_data,
     resolve,
 )
+from noisyssl.cli.progress import tell
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def demo(
     config = resolve(recipe, set_, {"data.path": str((out / "images" / "manifest.csv").absolute())})
     is_fresh = not (out / "pretrain").exists()
     if not (out / "images").exists():
-        typer.echo(f"painting {count} images of {config.data.size} pixels ...", err=True)
-        out.mkdir(parents=True, exist_ok=True)
+        tell(f"painting {count} images of {config.data.size} pixels ...")
         generate(out / "images", count=count, size=config.data.size, seed=config.seed)
     result = main_job(config, out, compare=True, resume=True)
     finish(result, out, began if is_fresh else None)
@@ -105,7 +105,8 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
         stage.must_make_sense(config)
     must_be_buildable(config.export)
     samples = open_data(config)
-    train.must_be_possible(config, samples)
+    for stage in (pretrain, train):
+        stage.must_be_possible(config, samples)
     out.mkdir(parents=True, exist_ok=True)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     is_fresh = not start.exists()
@@ -143,13 +144,10 @@ def finish(result: dict[str, Any], out: Path, began: float | None) -> dict[str, 
 
 def _tell(result: dict[str, Any]) -> None:
     """The final table: what pretraining gave, BEST and LAST, beside what colour alone can tell."""
-    from noisyssl.cli.training import interval
+    from noisyssl.cli.training import injected, interval
 
     tuned = result["pretrained"]
-    noise = tuned["noise"]
-    typer.echo(
-        f"\nTest balanced accuracy [95 % interval]; {noise['realised']:.1%} of the training labels are wrong."
-    )
+    typer.echo(f"\nTest balanced accuracy [95 % interval]; {injected(tuned['noise'])}.")
     typer.echo(f"{'start':<28} {'BEST':<22} LAST")
     rows = [("self-supervised", tuned)] + ([("random", result["random"])] if "random" in result else [])
     for name, metrics in rows:

@@ -27,14 +27,19 @@ AllowLeaks = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str, Any]) -> "Config":
+def resolve(
+    recipe: str | None,
+    settings: Iterable[str] | None,
+    flags: dict[str, Any],
+    start: dict[str, Any] | None = None,
+) -> "Config":
     """The configuration of a command line, with the automatic numbers filled in."""
     from dataclasses import replace
 
     from noisyssl.pipelines.setup import threads_of
     from noisyssl.recipe import load
 
-    config = load(recipe, settings or (), flags)
+    config = load(recipe, settings or (), flags, start)
     path = str(Path(config.data.path).absolute()) if config.data.path else ""
     return replace(config, threads=threads_of(config.threads), data=replace(config.data, path=path))
 
@@ -44,7 +49,7 @@ def open_data(config: "Config", labelled: bool | None = None, run: "Run | None" 
 
     Of a `run` that exists its own rows, whatever became of their files since.
     """
-    from noisyssl.cli.progress import counting
+    from noisyssl.cli.progress import counting, tell
     from noisyssl.errors import ConfigError
     from noisyssl.pipelines.reopen import reopen_samples
     from noisyssl.pipelines.scan import open_samples
@@ -68,5 +73,5 @@ def open_data(config: "Config", labelled: bool | None = None, run: "Run | None" 
                 progress=progress,
             )
     for note in samples.notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     return samples
