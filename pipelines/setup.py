@@ -10,7 +10,7 @@ from torch import nn
 from noisyssl import checkpoint
 from noisyssl.backbones import build_backbone
 from noisyssl.config import Config, Stage
-from noisyssl.errors import MachineError
+from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines.board import summary_writer
 from noisyssl.pipelines.fit import dtype_of
 from noisyssl.pipelines.loader import uses_dali
@@ -36,6 +36,10 @@ def settings_must_hold(config: Config, stage: Stage) -> None:
         ConfigError: an unknown backbone, a precision the device lacks, or weights that do not fit.
         MachineError: a device or a package is missing.
     """
+    if stage.batch < 2:
+        raise ConfigError(
+            f"{stage.section()}.batch is {stage.batch}; BatchNorm needs 2 or more. Set --batch 2."
+        )
     backbone = build_backbone(config.backbone, config.stem)
     dtype_of(stage, device_of(config.device))
     uses_dali(config.data.loader)

@@ -168,8 +168,6 @@ def train(
 def must_make_sense(config: Config) -> None:
     """Raises ConfigError or MachineError for what can be refused before any image is opened."""
     parse(config.train.noise)
-    if config.train.batch < 2:
-        raise ConfigError(f"train.batch is {config.train.batch}; BatchNorm needs 2 or more. Set --batch 2.")
     settings_must_hold(config, config.train)
     if config.train.init:
         initialise(build_classifier(config.backbone, config.stem, 2), Path(config.train.init), config)

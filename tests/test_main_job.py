@@ -344,7 +344,7 @@ def test_a_full_disk_during_a_checkpoint_exits_7_and_resumes_to_the_same_bits(
         (["train", "DATA", "--out", "x", "--epochs", "many"], 2, "--help"),
         (["train", "DATA", "--out", "x", "--epoch", "3"], 2, "--help"),
         (["pretrain", "DATA", "--out", "x", "--method", "simlcr"], 2, "Did you mean 'simclr'"),
-        (["pretrain", "DATA", "--out", "x", "--batch", "1"], 2, "simclr needs 2"),
+        (["pretrain", "DATA", "--out", "x", "--batch", "1"], 2, "BatchNorm needs 2"),
         (["train", "DATA", "--out", "x", "--weights", "nowhere.pt"], 2, "nowhere.pt does not exist"),
         (["train", "DATA", "--out", "x", "--set", "train.weight_decay=-1"], 2, "train.weight_decay is -1"),
         (["train", "DATA", "--out", "x", "--set", "train.objective=5"], 2, "objective '5' is unknown"),
@@ -577,7 +577,7 @@ BUILD, BOTH = ["build", "DATA", "x"], [*TRAIN, "--pretrain", "simclr"]
         *(([*command, "--weights", "no.pt"], 2, "no.pt does not exist") for command in (PRETRAIN, TRAIN)),
         *(([*command, "--noise", "symmetric:1.2"], 2, "symmetric:1.2") for command in (TRAIN, BOTH, BUILD)),
         *(
-            ([*command, "--set", "pretrain.batch=1"], 2, "simclr needs 2")
+            ([*command, "--set", "pretrain.batch=1"], 2, "BatchNorm needs 2")
             for command in (PRETRAIN, BOTH, BUILD)
         ),
         *(([*command, "--set", "train.batch=1"], 2, "BatchNorm needs 2") for command in (TRAIN, BOTH, BUILD)),

@@ -111,3 +111,38 @@ def test_a_path_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path, 
 
     with pytest.raises(ConfigError, match=r"data\.path is .*must be valid UTF-8"):
         load(flags={"data.path": "bad\udcff"})
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own, which is known by its name."""
+
+
+@pytest.mark.parametrize(
+    ("error", "what"), [(MemoryError, "the memory is"), (OutOfMemoryError, "GPU's memory")]
+)
+def test_full_memory_says_what_to_set_smaller(tmp_path, monkeypatch, capsys, error, what):
+    from noisyssl.pipelines import scan
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(scan, "read_source", fail)
+    assert run(["data", "check", str(tmp_path)]) == 7
+    assert what in (line := capsys.readouterr().err)
+    assert "--batch" in line
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_signal_during_the_scan_ends_it_at_once(tmp_path, monkeypatch, command):
+    """Only from the first step on it waits for a checkpoint."""
+    from noisyssl.pipelines import scan
+
+    def note(*_: object, **__: object) -> None:
+        handlers.append([signal.getsignal(number) for number in numbers])
+        raise KeyboardInterrupt
+
+    numbers, handlers = (signal.SIGTERM, signal.SIGINT), []
+    monkeypatch.setattr(scan, "read_source", note)
+    assert run([command, str(tmp_path), "--out", str(tmp_path / "run")]) == 130
+    assert handlers == [[signal.getsignal(number) for number in numbers]]
+    assert list(tmp_path.iterdir()) == []

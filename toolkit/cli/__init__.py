@@ -95,7 +95,11 @@ def run(argv: list[str]) -> int:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return fail(f"{place}: {error.strerror}; change its permissions or name another place.", 7)
         raise
+    except MemoryError:
+        return fail("the memory is full; set a smaller --batch or --size, or fewer threads.", 7)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            return fail("the GPU's memory is full; set a smaller --batch or --size, or train.accumulate.", 7)
         # Typer's own usage errors and exits; its click is vendored in some versions, so by what they carry
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)

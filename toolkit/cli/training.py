@@ -167,30 +167,34 @@ def run_stage(
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.signals import caught
 
-    with caught() as stopped:
-        module: Any = {"pretrain": pretrain, "train": train}[stage]
-        if resume:
-            run = Run.open(out, stage)
-            run.must_match(config)
-            samples = open_data(config, run=run)
-            run.adopt(config)
-        else:
-            module.must_make_sense(config)
-            samples = samples or open_data(config, labelled=None if stage == "train" else False)
-            samples = samples if stage == "train" else samples.unlabelled()
-            module.must_be_possible(config, samples)
-            run = Run.create(out, config, stage, samples)
-        if run.is_finished():
-            tell(f"{out} is finished already.")
-            return run.metrics()
-        work: Callable[..., dict[str, Any]] = getattr(module, stage)
-        title = f"{stage} {out.name}"
-        with run.alone(), training_progress(title) as show, _events(config, stage, run) as board:
-            run.shown = lambda entry: (show(entry), board(entry))
-            metrics = work(config, samples, run, stopped=stopped)
+    module: Any = {"pretrain": pretrain, "train": train}[stage]
+    if resume:
+        run = Run.open(out, stage)
+        run.must_match(config)
+        samples = open_data(config, run=run)
+        run.adopt(config)
+    else:
+        module.must_make_sense(config)
+        samples = samples or open_data(config, labelled=None if stage == "train" else False)
+        samples = samples if stage == "train" else samples.unlabelled()
+        module.must_be_possible(config, samples)
+        run = Run.create(out, config, stage, samples)
+    if run.is_finished():
+        tell(f"{out} is finished already.")
+        return run.metrics()
+    work: Callable[..., dict[str, Any]] = getattr(module, stage)
+    title = f"{stage} {out.name}"
+    with (
+        caught() as stopped,
+        run.alone(),
+        training_progress(title) as show,
+        _events(config, stage, run) as board,
+    ):
+        run.shown = lambda entry: (show(entry), board(entry))
+        metrics = work(config, samples, run, stopped=stopped)
         if stage == "pretrain" and (signal := stopped()) is not None:
             raise Stopped(signal)  # it came in the last epoch: what would follow must not start
-        return metrics
+    return metrics
 
 
 def architecture_of(init: Path) -> dict[str, Any]:
