@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,3 +79,8 @@ def logits_of(module: nn.Module, images: np.ndarray, device: torch.device, batch
         torch.backends.cudnn.allow_tf32 = tf32
         module.train(was_training)
     return torch.cat(out).numpy()
+
+
+def whole(indices: np.ndarray, dropped: Mapping[int, str]) -> np.ndarray:
+    """(M,) bool: which of the samples were not dropped."""
+    return ~np.isin(indices, np.fromiter(dropped, np.int64, len(dropped)))

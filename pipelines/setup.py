@@ -14,6 +14,8 @@ from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines.board import summary_writer
 from noisyssl.pipelines.fit import dtype_of
 from noisyssl.pipelines.loader import uses_dali
+from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.tables import read_own_table
 
 
 def device_of(name: str) -> torch.device:
@@ -78,3 +80,16 @@ def start_from(module: nn.Module, path: str) -> dict[str, Any]:
 def dropped_of(facts: dict[str, Any]) -> dict[int, str]:
     """The files that broke during the run so far, from a checkpoint's facts: JSON keys are text."""
     return {int(index): reason for index, reason in facts.get("dropped", {}).items()}
+
+
+def tests_seen_by(init: Path, samples: Samples) -> list[dict[str, Any]]:
+    """A warning for the log where the pretraining run `init` trained on files that are tested on now."""
+    splits, digests = read_own_table(init / "samples.csv", ("split", "digest")).values()
+    seen = {digest for split, digest in zip(splits, digests, strict=True) if split == "train"}
+    test = samples.where("test").tolist()
+    count = sum(samples.digests[row] in seen for row in test)
+    message = (
+        f"{count:,} of {len(test):,} test images were in the training split of {init}, without their labels: "
+        "the test is not unseen. Pretrain on data with the same splits."
+    )
+    return [{"kind": "warning", "message": message}] if count else []

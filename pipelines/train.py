@@ -21,14 +21,21 @@ from noisyssl.images import BadImage, evaluation_view
 from noisyssl.machine import versions
 from noisyssl.noise import parse
 from noisyssl.objectives import build_objective
-from noisyssl.pipelines.evaluate import evaluation_images, logits_of
+from noisyssl.pipelines.evaluate import evaluation_images, logits_of, whole
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.labels import noisy_labels, truth_of
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.pretrain import backbone_of
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
-from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
+from noisyssl.pipelines.setup import (
+    device_of,
+    dropped_of,
+    seed_all,
+    settings_must_hold,
+    start_from,
+    tests_seen_by,
+)
 from noisyssl.views import training
 
 LAST = 5
@@ -61,6 +68,8 @@ def train(
             run.log(start_from(network.backbone.trunk, stage.weights))
         if stage.init:
             pretraining = initialise(network, Path(stage.init), config)
+            for warning in tests_seen_by(Path(stage.init), samples):
+                run.log(warning)
     labels, noise = noisy_labels(config, samples, run)
     val, test = samples.where("val"), samples.where("test")
     truth = truth_of(samples)
@@ -201,11 +210,6 @@ def initialise(network: Classifier, folder: Path, config: Config) -> str:
             )
     network.backbone.load_state_dict(tensors)
     return str(facts["method"])
-
-
-def whole(indices: np.ndarray, dropped: Mapping[int, str]) -> np.ndarray:
-    """(M,) bool: which of the samples were not dropped."""
-    return ~np.isin(indices, np.fromiter(dropped, np.int64, len(dropped)))
 
 
 def brief(

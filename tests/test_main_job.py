@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from noisyssl import checkpoint
 from noisyssl.classifier import build_classifier
 from noisyssl.cli import run
 from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.scan import open_samples
+from noisyssl.pipelines.setup import tests_seen_by
 from noisyssl.pipelines.train import initialise
 
 SMALL = ["--set", "backbone=resnet18-w16", "--set", "threads=2", "--size", "32", "--batch", "32"]
@@ -181,6 +184,15 @@ def test_predictions_are_the_runs_own(job, tissue, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     classes = metrics(job / "run")["classes"]
     assert [answer["label"] for answer in answers] == [classes[row.argmax()] for row in logits]
+
+
+def test_pretraining_on_what_is_tested_is_said(job, tissue):
+    same = open_samples(tissue)
+    assert tests_seen_by(job / "pre", same) == []
+    swapped = np.where(same.splits == "test", "train", np.where(same.splits == "train", "test", same.splits))
+    (warning,) = tests_seen_by(job / "pre", replace(same, splits=swapped))
+    count = int((same.splits == "train").sum())
+    assert f"{count} of {count} test images were in the training split" in warning["message"]
 
 
 def test_a_report_is_written(job, tmp_path):

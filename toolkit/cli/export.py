@@ -61,9 +61,11 @@ def write_bundle(
         data: where the run's data is now; by default where it was.
         quarantine: leave out files that broke since; by default as the run did.
     """
+    import numpy as np
+
     from noisyssl.classifier import build_classifier
     from noisyssl.deploy.export import export_bundle
-    from noisyssl.pipelines.evaluate import evaluation_images
+    from noisyssl.pipelines.evaluate import evaluation_images, whole
     from noisyssl.pipelines.run import Run
 
     if out.exists():
@@ -87,7 +89,7 @@ def write_bundle(
     with evaluation_images(
         samples, test, config.data.size, config.data.fit, config.threads, dropped=dropped
     ) as images:
-        seen = [row for row, index in enumerate(test.tolist()) if index not in (dropped or ())]
+        seen = np.flatnonzero(whole(test, dropped or {}))
 
         def batches() -> "Iterator[np.ndarray]":
             for start in range(0, len(seen), 64):
