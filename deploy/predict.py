@@ -17,8 +17,9 @@ from noisyssl.deploy.runtime import Runtime
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.images import SUFFIXES, BadImage, decode, evaluation_view
 
-Item = tuple[str, Path | None]
-"""A path as shown to the user, and the file; None: it must not be opened."""
+Item = tuple[str, Path | str]
+"""A path as shown to the user, and the file, or a sentence why it is not opened."""
+OUTSIDE = "leads out of the folder of its CSV"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,17 +101,20 @@ def _decoded(
             future.cancel()
 
 
-def _view(file: Path | None, geometry: Geometry) -> np.ndarray | str:
-    if file is None:
-        return "leads out of the folder of its CSV"
+def _view(file: Path | str, geometry: Geometry) -> np.ndarray | str:
+    if isinstance(file, str):
+        return file
     try:
         return evaluation_view(decode(file), geometry.size, geometry.fit)
     except BadImage as error:
         return str(error).removeprefix(f"{file}: ")
 
 
-def _folder(folder: Path) -> Iterator[Item]:
-    """Images below `folder`, by name; hidden ones and linked folders are passed over."""
+def _folder(folder: Path, inner: bool = False) -> Iterator[Item]:
+    """Images below `folder`, by name; hidden ones and linked folders are passed over.
+
+    An inner folder that cannot be listed is an item that cannot be read: the rest is served.
+    """
     try:
         with os.scandir(folder) as entries:
             names = sorted(
@@ -119,11 +123,14 @@ def _folder(folder: Path) -> Iterator[Item]:
                 if not entry.name.startswith(".")
             )
     except OSError as error:
+        if inner:
+            yield str(folder), f"cannot be listed ({error.strerror})"
+            return
         raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from None
     for name, is_folder in names:
         path = folder / name
         if is_folder:
-            yield from _folder(path)
+            yield from _folder(path, inner=True)
         elif path.suffix.lower() in SUFFIXES:
             yield str(path), path
 
@@ -142,7 +149,7 @@ def _table(path: Path) -> Iterator[Item]:
             place = columns.index("path")
             for row in filter(None, reader):
                 name = row[place].strip() if place < len(row) else ""
-                yield name, path.parent / name if _inside(root, name) else None
+                yield name, path.parent / name if _inside(root, name) else OUTSIDE
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no UTF-8 CSV ({error}); save it as one.") from None
 
