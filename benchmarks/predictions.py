@@ -1,6 +1,7 @@
 """What the report shows of stored predictions: ROC curves, and pictures of right and wrong ones."""
 
 import base64
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ from PIL import Image
 
 from noisyssl.benchmarks import plots
 from noisyssl.errors import DataError, MachineError
-from noisyssl.images import BadImage, decode
+from noisyssl.images import BadImage, decode, read
+from noisyssl.pipelines.decoding import pixel_digest
 from noisyssl.pipelines.sources import read_source
 from noisyssl.pipelines.tables import read_own_table
 
@@ -97,13 +99,14 @@ def confused(
 def pictures(samples: Path, data: Path) -> Callable[[int], tuple[str, str] | None]:
     """A function from a sample's index to (JPEG data URI, path), or None where its image cannot be read.
 
-    Only images that the source `data` itself lists are opened, whatever `samples.csv` says.
+    Only images that the source `data` itself lists are opened, whatever `samples.csv` says, and only those
+    that are still what the run saw are shown.
 
     Raises:
         ConfigError: `data` does not exist.
         DataError: `samples.csv` or the source is broken.
     """
-    paths = read_own_table(samples, ["path"])["path"]
+    paths, digests = read_own_table(samples, ["path", "digest"]).values()
     listing = read_source(data)
     rows = {path: row for row, path in enumerate(listing.paths)}
 
@@ -111,11 +114,16 @@ def pictures(samples: Path, data: Path) -> Callable[[int], tuple[str, str] | Non
         row = rows.get(paths[index]) if 0 <= index < len(paths) else None
         if row is None:
             return None
+        if listing.array is not None:
+            pixels = np.asarray(listing.array[row])
+            return (thumbnail(pixels), paths[index]) if pixel_digest(pixels).hex() == digests[index] else None
         try:
-            pixels = listing.array[row] if listing.array is not None else decode(listing.root / paths[index])
+            data = read(listing.root / paths[index])
+            if hashlib.sha256(data).hexdigest() != digests[index]:
+                return None
+            return thumbnail(decode(data)), paths[index]
         except BadImage:
             return None
-        return thumbnail(np.asarray(pixels)), paths[index]
 
     return picture
 

@@ -56,6 +56,8 @@ def export_bundle(
     """
     if os.path.lexists(out):
         raise ConfigError(f"{out} already exists; give a new folder, bundles are never overwritten.")
+    if all((out.parent / name).is_file() for name in (bundle.MANIFEST, bundle.ONNX)):
+        raise ConfigError(f"{out} lies in a bundle, which is never written into; name a folder outside it.")
     if len(classes) != classifier.head.out_features:
         raise ConfigError(
             f"classes has {len(classes)} names; the classifier has {classifier.head.out_features} logits. "

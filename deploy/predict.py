@@ -17,8 +17,9 @@ from noisyssl.deploy.runtime import Runtime
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.images import SUFFIXES, BadImage, decode, evaluation_view
 
-Item = tuple[str, Path | None]
-"""A path as shown to the user, and the file; None: it must not be opened."""
+Item = tuple[str, Path | str]
+"""A path as shown to the user, and the file, or a sentence why it is not opened."""
+OUTSIDE = "leads out of the folder of its CSV"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +53,10 @@ def sources(inputs: Sequence[Path]) -> Iterator[Item]:
         if path.is_dir() or path.suffix.lower() == ".csv":
             found = _folder(path) if path.is_dir() else _table(path)
             if (first := next(found, None)) is None:
-                what = "holds no image" if path.is_dir() else "has no rows"
-                raise DataError(f"{path} {what}; supported endings are {', '.join(sorted(SUFFIXES))}.")
+                if path.is_dir():
+                    endings = ", ".join(sorted(SUFFIXES))
+                    raise DataError(f"{path} holds no image; supported endings are {endings}.")
+                raise DataError(f"{path} has no rows; list one image per row.")
             part = chain([first], found)
         parts.append(part)
     return chain.from_iterable(parts)
@@ -98,17 +101,20 @@ def _decoded(
             future.cancel()
 
 
-def _view(file: Path | None, geometry: Geometry) -> np.ndarray | str:
-    if file is None:
-        return "leads out of the folder of its CSV"
+def _view(file: Path | str, geometry: Geometry) -> np.ndarray | str:
+    if isinstance(file, str):
+        return file
     try:
         return evaluation_view(decode(file), geometry.size, geometry.fit)
     except BadImage as error:
         return str(error).removeprefix(f"{file}: ")
 
 
-def _folder(folder: Path) -> Iterator[Item]:
-    """Images below `folder`, by name; hidden ones and linked folders are passed over."""
+def _folder(folder: Path, inner: bool = False) -> Iterator[Item]:
+    """Images below `folder`, by name; hidden ones and linked folders are passed over.
+
+    An inner folder that cannot be listed is an item that cannot be read: the rest is served.
+    """
     try:
         with os.scandir(folder) as entries:
             names = sorted(
@@ -117,11 +123,14 @@ def _folder(folder: Path) -> Iterator[Item]:
                 if not entry.name.startswith(".")
             )
     except OSError as error:
+        if inner:
+            yield str(folder), f"cannot be listed ({error.strerror})"
+            return
         raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from None
     for name, is_folder in names:
         path = folder / name
         if is_folder:
-            yield from _folder(path)
+            yield from _folder(path, inner=True)
         elif path.suffix.lower() in SUFFIXES:
             yield str(path), path
 
@@ -130,16 +139,17 @@ def _table(path: Path) -> Iterator[Item]:
     root = os.path.realpath(path.parent)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or []
+            reader = csv.reader(file, strict=True)
+            columns = [name.strip().lower() for name in next(reader, [])]
             if "path" not in columns:
                 hint = " Separate columns by commas." if any(";" in name for name in columns) else ""
                 raise DataError(
                     f"{path} has columns {', '.join(columns) or 'none'}; it must have 'path'. Add it.{hint}"
                 )
-            for row in reader:
-                name = row["path"] or ""
-                yield name, path.parent / name if _inside(root, name) else None
+            place = columns.index("path")
+            for row in filter(None, reader):
+                name = row[place].strip() if place < len(row) else ""
+                yield name, path.parent / name if _inside(root, name) else OUTSIDE
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no UTF-8 CSV ({error}); save it as one.") from None
 

@@ -8,9 +8,8 @@ from typing import Any
 from noisyssl.errors import MachineError
 
 
-@contextmanager
-def tensorboard(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A callable that takes log entries and writes every number of them.
+def summary_writer() -> Any:
+    """TensorBoard's writer class.
 
     Raises:
         MachineError: TensorBoard is not installed.
@@ -21,8 +20,13 @@ def tensorboard(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
         raise MachineError(
             f"tensorboard = true needs the package {error.name!r}; run `pip install 'noisyssl[report]'`."
         ) from None
+    return SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A callable that takes log entries and writes every number of them."""
+    writer = summary_writer()(str(folder))
 
     def write(entry: dict[str, Any], prefix: str = "") -> None:
         for name, value in entry.items():

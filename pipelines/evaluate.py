@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,7 @@ def evaluation_images(
     fit: str,
     threads: int,
     folder: Path | None = None,
-    broken: dict[int, str] | None = None,
+    dropped: dict[int, str] | None = None,
 ) -> Iterator[np.ndarray]:
     """(M, size, size, 3) uint8: the evaluation view of each index in order, decoded once.
 
@@ -49,12 +49,14 @@ def evaluation_images(
         images = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
 
         def fill(row: int) -> None:
+            index = int(indices[row])
             try:
-                images[row] = evaluation_view(samples.image(int(indices[row])), size, fit)
+                if dropped is None or index not in dropped:
+                    images[row] = evaluation_view(samples.image(index), size, fit)
             except BadImage as error:
-                if broken is None:
+                if dropped is None:
                     raise
-                broken[row] = str(error)
+                dropped[index] = str(error)
 
         for start in range(0, len(indices), 1024):  # bounded queue of futures
             list(pool.map(fill, range(start, min(start + 1024, len(indices)))))
@@ -91,3 +93,8 @@ def logits_of(module: nn.Module, images: np.ndarray, device: torch.device, batch
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     return torch.cat(out).numpy()
+
+
+def whole(indices: np.ndarray, dropped: Mapping[int, str]) -> np.ndarray:
+    """(M,) bool: which of the samples were not dropped."""
+    return ~np.isin(indices, np.fromiter(dropped, np.int64, len(dropped)))

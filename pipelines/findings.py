@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Report:
     notes: tuple[str, ...]
     """What opening the data decided by itself."""
     folder: str = ""
-    """Where `samples.csv` and `quarantine.csv` are."""
+    """Where `samples.csv` and `quarantine.csv` are; empty where no folder could be written."""
 
     @property
     def leak(self) -> bool:
@@ -66,7 +67,10 @@ class Report:
         """Raises DataError for the first of: bad files, faults, a leak; each unless it is accepted."""
         if self.bad and not self.images:
             path, reason = self.bad[0]
-            raise DataError(f"{self.source}: all {len(self.bad):,} images are bad, first: {path}: {reason}.")
+            hint = " Separate the folders of a path by /, not by backslashes." if "\\" in path else ""
+            raise DataError(
+                f"{self.source}: all {len(self.bad):,} images are bad, first: {path}: {reason}.{hint}"
+            )
         if self.bad and not quarantine:
             shown = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:SHOWN])
             more = f"; and {len(self.bad) - SHOWN:,} more" if len(self.bad) > SHOWN else ""
@@ -156,6 +160,9 @@ def class_faults(samples: Samples) -> list[str]:
         return []
     found = {split: set(samples.labels[samples.where(split)].tolist()) for split in SPLITS}
     names = [samples.classes[label] for label in sorted(set().union(*found.values()))]
+    for name in samples.classes:
+        if name.encode(errors="replace").decode() != name:
+            return [f"class {name!r} is not valid UTF-8; rename its folder."]
     if len(names) < 2:
         return [f"one class only ({names[0]!r}); two are needed. Read it without labels to pretrain on it."]
     if not found["train"]:
@@ -171,3 +178,20 @@ def class_faults(samples: Samples) -> list[str]:
                 f"{', '.join(training)}.{near_miss(name, training)}"
             )
     return faults
+
+
+def look_alikes(classes: Sequence[str]) -> list[str]:
+    """A note for each set of class names that differ only in case, spaces or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
+    notes = []
+    for names in alike.values():
+        if len(names) > 1:
+            twins = len({normalize("NFC", name) for name in names}) < len(names)  # they print alike
+            shown = " and ".join(map(ascii if twins else repr, names))
+            notes.append(
+                f"Classes {shown} differ only in case, spaces or Unicode form and are {len(names)} classes; "
+                "rename them in the data if they are one."
+            )
+    return notes

@@ -91,18 +91,26 @@ def open_loader(
             f"batch is {batch} with {len(indices)} samples; an epoch needs at least one full batch. "
             "Lower the batch size or add images."
         )
+    schedule = Schedule(indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last)
+    return _Loader(
+        samples, views, schedule, use_dali=uses_dali(kind), device=device, threads=threads,
+        quarantine=quarantine, labels=labels,
+    )  # fmt: skip
+
+
+def uses_dali(kind: str) -> bool:
+    """Whether a loader of this kind is DALI's.
+
+    Raises:
+        MachineError: DALI is asked for and missing.
+    """
     installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
     if kind == "dali" and not installed:
         raise MachineError(
             "loader is 'dali'; the package nvidia-dali is not installed. "
             "Run `pip install noisyssl[train]` on Linux, or choose loader = 'batched'."
         )
-    use_dali = kind == "dali" or (kind == "auto" and installed)
-    schedule = Schedule(indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last)
-    return _Loader(
-        samples, views, schedule, use_dali=use_dali, device=device, threads=threads,
-        quarantine=quarantine, labels=labels,
-    )  # fmt: skip
+    return kind == "dali" or (kind == "auto" and installed)
 
 
 class Schedule:
@@ -128,15 +136,23 @@ class Schedule:
     def slots(self, epoch: int, position: int, dropped: Mapping[int, str]) -> Iterator[Slot]:
         """Every batch from here on, for ever, without the dropped samples and without empty batches.
 
-        Nothing moves up into the place of a dropped sample: all other batches stay as they are.
+        Nothing moves up into the place of a dropped sample: all other batches stay as they are. Where
+        dropping leaves one image of several in a training batch, that one is left out as well.
         """
         gone = np.fromiter(dropped, np.int64, len(dropped))
         while not np.isin(self.indices, gone).all():
+            empty = position == 0
             for place in range(position, self.count):
-                index = self.index(epoch, place)
-                index = index[~np.isin(index, gone)]
-                if len(index):
+                full = self.index(epoch, place)
+                index = full[~np.isin(full, gone)]
+                alone = self.shuffle and len(index) == 1 < len(full)  # BatchNorm cannot train on it
+                if len(index) and not alone:
+                    empty = False
                     yield Slot((epoch, place), index)
+            if empty:
+                raise DataError(
+                    f"{len(gone)} of {len(self.indices)} samples were dropped; restore the files."
+                )
             epoch, position = epoch + 1, 0
         raise DataError(f"all {len(self.indices)} samples were dropped; restore the files.")
 

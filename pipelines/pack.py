@@ -182,7 +182,7 @@ def _fill(
     todo = sum(_block_bytes(plan, block) for block in range(len(blocks), -(-count // BLOCK)))
     if (free := shutil.disk_usage(partial).free) < todo:
         raise MachineError(
-            f"{partial} needs {todo / 2**30:.1f} GiB and the disk has {free / 2**30:.1f}; "
+            f"{partial} needs {todo / 2**20:,.0f} MiB and the disk has {free / 2**20:,.0f}; "
             "free space and run the same command again."
         )
 

@@ -14,11 +14,11 @@ from noisyssl.config import Config
 from noisyssl.errors import ConfigError
 from noisyssl.machine import versions
 from noisyssl.methods import METHODS
-from noisyssl.pipelines.fit import dtype_of, fit, prepare
+from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
-from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, start_from
+from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
 from noisyssl.pipelines.watch import Truth, watching
 
 Show = Callable[[dict[str, Any]], None]
@@ -70,8 +70,8 @@ def pretrain(
         threads=config.threads,
         quarantine=config.data.quarantine,
     )
-    with closing(loader), watching(config, samples, truth, run) as watch:
-        loader.dropped.update(dropped_of(state.facts))
+    loader.dropped.update(dropped_of(state.facts))
+    with closing(loader), watching(config, samples, truth, run, loader.dropped) as watch:
         run.log(
             {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
         )
@@ -114,21 +114,23 @@ def pretrain(
     return metrics
 
 
+def must_make_sense(config: Config) -> None:
+    """Raises ConfigError or MachineError for what can be refused before any image is opened."""
+    stage, kind = config.pretrain, METHODS[config.pretrain.method]
+    settings_must_hold(config, stage)
+    kind.views(config.data.size)  # refuses a size that its views cannot have
+    method = kind(build_backbone(config.backbone, config.stem), stage.options, config.data.size)
+    method.must_accept(stage.batch)
+
+
 def must_be_possible(config: Config, samples: Samples) -> None:
-    """Raises ConfigError or MachineError for what would stop the stage before its first step."""
+    """Raises ConfigError for what these samples make impossible."""
     stage, images = config.pretrain, len(samples.where("train"))
-    backbone = build_backbone(config.backbone, config.stem)
-    method = METHODS[stage.method](backbone, stage.options, config.data.size)
-    METHODS[stage.method].views(config.data.size)  # refuses a size that its views cannot have
-    dtype_of(stage, device_of(config.device))
     if stage.batch > images:
         raise ConfigError(
             f"pretrain.batch is {stage.batch}, but there are only {images} training images; "
             f"set pretrain.batch at most {images}."
         )
-    method.must_accept(stage.batch)
-    if stage.weights:
-        start_from(backbone.trunk, stage.weights)
 
 
 def backbone_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,10 +1,14 @@
 """A run folder: configuration, log, checkpoints and figures of one training."""
 
+import fcntl
 import json
 import os
 import shutil
 import time
 import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from noisyssl.pipelines.state import State
 from noisyssl.pipelines.tables import table_text
 from noisyssl.recipe import differences, parse, tree_of
 
+FREE = ("path", "quarantine", "allow_leaks")
+"""Settings of `data` that a resumed run may change."""
 KEEP = 2
 """Training checkpoints kept: the newest, and one to fall back to."""
 
@@ -48,14 +54,17 @@ class Run:
             folder.parent.mkdir(parents=True, exist_ok=True)
             beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
             shutil.rmtree(beside, ignore_errors=True)
-            (beside / "checkpoints").mkdir(parents=True)
-            (beside / "config.toml").write_text(tomli_w.dumps(tree_of(config)), encoding="utf-8")
-            (beside / "samples.csv").write_text(
-                table_text(samples.columns()), encoding="utf-8", errors="surrogateescape"
-            )
-            facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
-            (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            beside.rename(folder)
+            try:
+                (beside / "checkpoints").mkdir(parents=True)
+                (beside / "config.toml").write_text(tomli_w.dumps(tree_of(config)), encoding="utf-8")
+                (beside / "samples.csv").write_text(
+                    table_text(samples.columns()), encoding="utf-8", errors="surrogateescape"
+                )
+                facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
+                (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                beside.rename(folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
         return cls(folder)
 
     @classmethod
@@ -77,21 +86,63 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """Stage, data digest and classes."""
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return self._read("run.json", json.loads)
 
     def config(self) -> Config:
         """The resolved configuration this run started with."""
-        return parse(tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8")))
+        return parse(self._read("config.toml", tomllib.loads))
+
+    def _read(self, name: str, understand: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            return understand(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path} does not exist; copy the run again, whole.") from None
+        except ValueError as error:  # what JSON, TOML and UTF-8 say
+            raise ConfigError(
+                f"{path} cannot be read ({error}); copy the run again, or undo the edit."
+            ) from None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run, so that no second process writes into it; a process that dies lets go.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ConfigError(
+                        f"{self.folder} is in use by another process; wait for it, or end it first."
+                    ) from None
+            yield
+        finally:
+            os.close(handle)
 
     def must_match(self, config: Config) -> None:
-        """Raises ConfigError naming each setting of this stage that differs from the run's own."""
+        """Raises ConfigError naming each setting of this stage that differs from the run's own.
+
+        Where the data is and what is accepted of it may change: its content is compared by `must_hold`.
+        """
         foreign = ("export.", {"train": "pretrain.", "pretrain": "train."}[self.facts()["stage"]])
+        free = tuple(f"data.{name}:" for name in FREE)
         found = differences(self.config(), config)
-        if changed := [name for name in found if not name.startswith(foreign)]:
+        if changed := [name for name in found if not name.startswith((*foreign, *free))]:
             raise ConfigError(
                 f"--resume goes on with the settings of {self.folder}, but {'; '.join(changed)}. "
                 "Leave them out, or start a new run with another --out."
             )
+
+    def adopt(self, config: Config) -> None:
+        """Keep from `config` what `must_match` lets differ, for whatever opens this run later."""
+        own = self.config()
+        data = replace(own.data, **{name: getattr(config.data, name) for name in FREE})
+        if data != own.data:
+            self.write("config.toml", tomli_w.dumps(tree_of(replace(own, data=data))))
 
     def must_hold(self, samples: Samples) -> None:
         """Raises DataError if `samples` is not the data this run started with."""
@@ -175,11 +226,15 @@ class Run:
             ConfigError: the run has not finished.
         """
         path = self.checkpoints / f"{name}.safetensors"
-        if not self.is_finished() or not path.is_file():
+        if not self.is_finished():
             raise ConfigError(
                 f"{self.folder} has no finished checkpoint {name!r}; finish it with --resume first."
             )
-        return checkpoint.load(path)
+        if not path.is_file():
+            raise ConfigError(
+                f"{path} does not exist, although the run is finished; copy the run again, whole."
+            )
+        return checkpoint.load(path, "copy the run again, whole")
 
     def is_finished(self) -> bool:
         """Whether the figures are there: they are written last."""
@@ -189,7 +244,7 @@ class Run:
         """The figures of a finished run."""
         if not self.is_finished():
             raise ConfigError(f"{self.folder} has no metrics.json yet; finish it with --resume first.")
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return self._read("metrics.json", json.loads)
 
     def write(self, name: str, data: bytes | str) -> None:
         """Write a file of the run, whole or not at all."""

@@ -1,14 +1,14 @@
 """Opening data: good images with labels and splits; bad files and leaks are found before anything trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from noisyssl.disk import write_whole
-from noisyssl.errors import DataError
+from noisyssl.errors import DataError, MachineError
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
-from noisyssl.pipelines.findings import Report, class_faults, report_on
+from noisyssl.pipelines.findings import Report, class_faults, look_alikes, report_on
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.sources import Listing, class_names, read_source
 from noisyssl.pipelines.splits import make_splits
@@ -64,23 +64,32 @@ def check(
 ) -> Report:
     """What is in a source and what is wrong with it; `Report.raise_for` turns that into an error.
 
-    Writes `samples.csv` and `quarantine.csv` into the cache folder and into `out`. A packed folder is
-    verified whole.
+    Writes `samples.csv` and `quarantine.csv` into the cache folder, where that can be written, and into
+    `out`. A packed folder is verified whole.
 
     Raises:
         ConfigError: the path is not there.
         DataError: the source cannot be read at all.
-        MachineError: a table cannot be written.
+        MachineError: a table cannot be written into `out`.
     """
     path = Path(path)
     samples, report = _survey(path, seed, labelled, False, threads, progress, every_block=True)
     tables = {"samples.csv": table_text(samples.columns())}
     tables["quarantine.csv"] = table_text(dict(zip(("path", "reason"), _transposed(report.bad), strict=True)))
-    for folder in dict.fromkeys((cache_folder(path), out) if out else (cache_folder(path),)):
-        for name, text in tables.items():
-            write_whole(folder / name, text)
     report.folder = str(out or cache_folder(path))
+    if out:
+        _write(tables, out)
+    try:
+        _write(tables, cache_folder(path))
+    except MachineError as error:  # as for the scan itself: the findings matter more
+        report.folder = str(out or "")
+        report.notes += (f"The tables are not kept ({error}); name a folder with --out.",) if not out else ()
     return report
+
+
+def _write(tables: Mapping[str, str], folder: Path) -> None:
+    for name, text in tables.items():
+        write_whole(folder / name, text)
 
 
 def _transposed(pairs: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
@@ -102,12 +111,7 @@ def _survey(
     if labelled and listing.labels is None:
         raise DataError(f"{source} has no labels; use class folders or a CSV with a label column.")
     notes = list(listing.notes)
-    if listing.array is None:
-        scan = scan_files(
-            listing.root, listing.paths, source, threads=threads, progress=progress, notes=notes
-        )
-    else:
-        scan = scan_array(listing.array, listing.paths, listing.digests)
+    scan = scan_of(listing, threads=threads, progress=progress, notes=notes)
     faults: list[str] = []
     samples, pixels = _samples(listing, scan, seed, evaluation, notes, faults)
     if labelled is False:
@@ -117,6 +121,15 @@ def _survey(
     elif not evaluation:
         faults = class_faults(samples) + faults
     return samples, report_on(source, samples, pixels, faults)
+
+
+def scan_of(listing: Listing, *, threads: int | None, progress: Progress | None, notes: list[str]) -> Scan:
+    """What decoding found in each image of a source; `notes` receives what a person should know."""
+    if listing.array is not None:
+        return scan_array(listing.array, listing.paths, listing.digests)
+    return scan_files(
+        listing.root, listing.paths, listing.source, threads=threads, progress=progress, notes=notes
+    )
 
 
 def _samples(
@@ -133,6 +146,7 @@ def _samples(
     names = None if listing.labels is None else good(listing.labels)
     true_names = None if names is None or listing.true_labels is None else good(listing.true_labels)
     classes = () if names is None else class_names(names, true_names)
+    notes += look_alikes(classes)
     number = {name: i for i, name in enumerate(classes)} | {"": -1}
     labels, true = (
         None if column is None else np.fromiter(map(number.__getitem__, column), np.int64, len(rows))

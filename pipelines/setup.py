@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from noisyssl import checkpoint
-from noisyssl.errors import MachineError
+from noisyssl.backbones import build_backbone
+from noisyssl.config import Config, Stage
+from noisyssl.errors import ConfigError, MachineError
+from noisyssl.pipelines.board import summary_writer
+from noisyssl.pipelines.fit import dtype_of
+from noisyssl.pipelines.loader import uses_dali
+from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.tables import read_own_table
 
 
 def device_of(name: str) -> torch.device:
@@ -22,6 +29,26 @@ def device_of(name: str) -> torch.device:
             "--device is cuda, but PyTorch finds no NVIDIA GPU; use --device cpu, or see `noisyssl doctor`."
         )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def settings_must_hold(config: Config, stage: Stage) -> None:
+    """Raises what the settings of a stage alone make impossible on this machine.
+
+    Raises:
+        ConfigError: an unknown backbone, a precision the device lacks, or weights that do not fit.
+        MachineError: a device or a package is missing.
+    """
+    if stage.batch < 2:
+        raise ConfigError(
+            f"{stage.section()}.batch is {stage.batch}; BatchNorm needs 2 or more. Set --batch 2."
+        )
+    backbone = build_backbone(config.backbone, config.stem)
+    dtype_of(stage, device_of(config.device))
+    uses_dali(config.data.loader)
+    if stage.tensorboard:
+        summary_writer()
+    if stage.weights:
+        start_from(backbone.trunk, stage.weights)
 
 
 def threads_of(asked: int) -> int:
@@ -53,3 +80,16 @@ def start_from(module: nn.Module, path: str) -> dict[str, Any]:
 def dropped_of(facts: dict[str, Any]) -> dict[int, str]:
     """The files that broke during the run so far, from a checkpoint's facts: JSON keys are text."""
     return {int(index): reason for index, reason in facts.get("dropped", {}).items()}
+
+
+def seen_by(init: Path, samples: Samples) -> list[dict[str, Any]]:
+    """A warning for the log where the pretraining run `init` trained on files that are tested on now."""
+    splits, digests = read_own_table(init / "samples.csv", ("split", "digest")).values()
+    seen = {digest for split, digest in zip(splits, digests, strict=True) if split == "train"}
+    test = samples.where("test").tolist()
+    count = sum(samples.digests[row] in seen for row in test)
+    message = (
+        f"{count:,} of {len(test):,} test images were in the training split of {init}, without their labels: "
+        "the test is not unseen. Pretrain on data with the same splits."
+    )
+    return [{"kind": "warning", "message": message}] if count else []

@@ -112,20 +112,22 @@ def read_folder(folder: Path) -> Listing:
     return replace(listing, labels=[names[0] for names in parts])
 
 
-def _images(folder: str, prefix: str, ignored: Counter[str]) -> Iterable[str]:
+def _images(folder: str, prefix: str, ignored: Counter[str], above: tuple[str, ...] = ()) -> Iterable[str]:
     """Relative paths of everything below `folder` that is named like an image, hidden names left out."""
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    if (here := os.path.realpath(folder)) in above:
+        raise DataError(f"{folder} leads back, by a link, to a folder above it; remove the link.")
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in SUFFIXES:  # a folder named like an image too: the scan says what is wrong with it
             yield prefix + entry.name
-        elif entry.is_dir():
-            yield from _images(entry.path, f"{prefix}{entry.name}/", ignored)
+        elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link may name itself
+            yield from _images(entry.path, f"{prefix}{entry.name}/", ignored, (*above, here))
         else:
             ignored[suffix or "without suffix"] += 1
 
@@ -263,12 +265,8 @@ def _npz_images(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 def _npz_labels(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
     flat = array.reshape(-1)
-    if (
-        not np.issubdtype(array.dtype, np.integer)
-        or array.ndim > 2
-        or len(flat) != count
-        or len(array) != count
-    ):
+    whole = np.issubdtype(array.dtype, np.integer) and array.ndim <= 2
+    if not whole or not len(flat) == len(array) == count:
         raise DataError(f"{path}: {name} is {array.dtype} {array.shape}; it must be integers ({count}, 1).")
     return [str(number) for number in flat.tolist()]
 

@@ -125,7 +125,7 @@ def read_own_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
         places = [header.index(name) for name in columns]
         return {n: [unquote(row[i]) for row in rows] for n, i in zip(columns, places, strict=True)}
     except (OSError, csv.Error, ValueError, IndexError) as error:
-        raise DataError(f"{path} is not a readable table ({error}); pack the data again.") from None
+        raise DataError(f"{path} is not a readable table ({error}); make its folder again.") from None
 
 
 def some(names: Sequence[str]) -> str:

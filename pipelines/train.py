@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,25 @@ from noisyssl.classifier import Classifier, build_classifier
 from noisyssl.config import Config
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.evaluation import figures
-from noisyssl.images import evaluation_view
+from noisyssl.images import BadImage, evaluation_view
 from noisyssl.machine import versions
 from noisyssl.noise import parse
 from noisyssl.objectives import build_objective
-from noisyssl.pipelines.evaluate import evaluation_images, logits_of
-from noisyssl.pipelines.fit import dtype_of, fit, prepare
+from noisyssl.pipelines.evaluate import evaluation_images, logits_of, whole
+from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.labels import noisy_labels, truth_of
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.pretrain import backbone_of
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
-from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, start_from
+from noisyssl.pipelines.setup import (
+    device_of,
+    dropped_of,
+    seed_all,
+    settings_must_hold,
+    start_from,
+    seen_by,
+)
 from noisyssl.views import training
 
 LAST = 5
@@ -55,13 +62,17 @@ def train(
     network = build_classifier(config.backbone, config.stem, len(samples.classes))
     pretraining = None
     if run.is_fresh():
+        must_make_sense(config)
         must_be_possible(config, samples)
         if stage.weights:
             run.log(start_from(network.backbone.trunk, stage.weights))
         if stage.init:
             pretraining = initialise(network, Path(stage.init), config)
+            for warning in seen_by(Path(stage.init), samples):
+                run.log(warning)
     labels, noise = noisy_labels(config, samples, run)
     val, test = samples.where("val"), samples.where("test")
+    truth = truth_of(samples)
     state = prepare(build_objective(stage.objective, network, stage.options), stage, device)
     resumed = run.restore(state)
     state.facts.setdefault("pretraining", pretraining)
@@ -77,20 +88,23 @@ def train(
         quarantine=config.data.quarantine,
         labels=torch.from_numpy(labels),
     )
-    geometry = (config.data.size, config.data.fit, config.threads, run.folder)
+    dropped = dropped_of(state.facts)
+    broken = dropped if config.data.quarantine else None
+    geometry = (config.data.size, config.data.fit, config.threads, run.folder, broken)
     with (
         evaluation_images(samples, val, *geometry) as val_images,
         evaluation_images(samples, test, *geometry) as test_images,
     ):
         try:
-            loader.dropped.update(dropped_of(state.facts))
+            loader.dropped.update(dropped)
             run.log(
                 {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
             )
             kept = Kept(run, stage.epochs)
 
             def save() -> None:
-                state.facts["dropped"] = {str(index): reason for index, reason in loader.dropped.items()}
+                dropped.update(loader.dropped)
+                state.facts["dropped"] = {str(index): reason for index, reason in dropped.items()}
                 run.save(state)
                 if "best" in state.facts:  # only now: a kill before the save starts from the old best
                     kept.drop_all_but(state.facts["best"]["epoch"])
@@ -104,13 +118,15 @@ def train(
             ):
                 module = state.trained().classifier()  # type: ignore[operator]
                 entry: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": state.step, "test": None}
-                entry["val"] = brief(logits_of(module, val_images, device), labels[val], samples.classes)
+                entry["val"] = brief(
+                    logits_of(module, val_images, device), labels, val, dropped, samples.classes
+                )
                 best = state.facts.get("best")
                 better = best is None or entry["val"]["balanced_accuracy"] > best["score"]
                 if better or epoch > stage.epochs - LAST:
                     logits = logits_of(module, test_images, device)
                     kept.put(epoch, logits)
-                    entry["test"] = brief(logits, truth_of(samples)[test], samples.classes)
+                    entry["test"] = brief(logits, truth, test, dropped, samples.classes)
                 if better:
                     state.facts["best"] = {"epoch": epoch, "score": entry["val"]["balanced_accuracy"]}
                     kept.put_weights(epoch, module)
@@ -120,14 +136,14 @@ def train(
         best_epoch = state.facts["best"]["epoch"]
         run.save_weights("last", state.trained().classifier(), {"epoch": stage.epochs})  # type: ignore[operator]
         checkpoint.save(run.checkpoints / "best.safetensors", *kept.weights(best_epoch))
-        rows = np.setdiff1d(samples.where("train"), list(loader.dropped))
-        baselines = baseline_logits(samples, rows, labels, test_images, config)
+        dropped.update(loader.dropped)
+        baselines = baseline_logits(samples, labels, test_images, config, dropped)
     last = kept.last()
-    truth = truth_of(samples)[test]
-    groups = [samples.groups[i] for i in test]
+    seen = whole(test, dropped)
+    groups = [samples.groups[i] for i in test[seen]]
 
     def measured(logits: np.ndarray) -> dict[str, Any]:
-        return figures(logits, truth, groups, samples.classes).to_json()
+        return figures(logits[..., seen, :], truth[test[seen]], groups, samples.classes).to_json()
 
     metrics = {
         "stage": "train",
@@ -145,46 +161,39 @@ def train(
         "init": stage.init or None,
         "pretraining": state.facts["pretraining"],
         "images": {split: len(samples.where(split)) for split in ("train", "val", "test")},
-        "dropped": {samples.paths[i]: reason for i, reason in loader.dropped.items()},
+        "dropped": {samples.paths[i]: reason for i, reason in dropped.items()},
         "seconds": time.monotonic() - began,
         "loader": loader.name,
         "device": str(device),
         "versions": versions(),
     }
     buffer = io.BytesIO()
-    np.savez(buffer, logits=kept.get(best_epoch), labels=truth, index=test)
+    np.savez(buffer, logits=kept.get(best_epoch)[seen], labels=truth[test[seen]], index=test[seen])
     run.write("predictions.npz", buffer.getvalue())
     run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-def must_be_possible(config: Config, samples: Samples) -> None:
-    """Raises what would stop the stage before its first step.
-
-    Raises:
-        DataError: no labels, fewer than two classes, or a split without samples.
-        ConfigError, MachineError: a setting or device that cannot be.
-    """
+def must_make_sense(config: Config) -> None:
+    """Raises ConfigError or MachineError for what can be refused before any image is opened."""
     parse(config.train.noise)
-    dtype_of(config.train, device_of(config.device))
-    network = build_classifier(config.backbone, config.stem, max(1, len(samples.classes)))
-    if config.train.weights:
-        start_from(network.backbone.trunk, config.train.weights)
+    settings_must_hold(config, config.train)
     if config.train.init:
-        initialise(network, Path(config.train.init), config)
+        initialise(build_classifier(config.backbone, config.stem, 2), Path(config.train.init), config)
+
+
+def must_be_possible(config: Config, samples: Samples) -> None:
+    """Raises DataError for samples without labels, of one class, or without a validation or test split."""
+    source = config.data.path
     if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
-        raise DataError(
-            f"{samples.root} has no labels; `noisyssl train` needs class folders or a label column."
-        )
+        raise DataError(f"{source} has no labels; `noisyssl train` needs class folders or a label column.")
     counts = np.bincount(samples.labels[samples.where("train")], minlength=len(samples.classes))
     if (counts > 0).sum() < 2:
         only = samples.classes[int(counts.argmax())]
-        raise DataError(f"{samples.root} has one class only, {only!r}; a classifier needs at least two.")
+        raise DataError(f"{source} has one class only, {only!r}; a classifier needs at least two.")
     for split in ("val", "test"):
         if not len(samples.where(split)):
-            raise DataError(
-                f"{samples.root} has no {split} samples; add some, or leave the split column out."
-            )
+            raise DataError(f"{source} has no {split} samples; add some, or leave the split column out.")
 
 
 def initialise(network: Classifier, folder: Path, config: Config) -> str:
@@ -203,25 +212,47 @@ def initialise(network: Classifier, folder: Path, config: Config) -> str:
     return str(facts["method"])
 
 
-def brief(logits: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What the log keeps of one epoch on one split."""
-    known = labels >= 0
-    result = figures(logits[known], labels[known], np.arange(known.sum()), classes, resamples=0)
+def brief(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    dropped: Mapping[int, str],
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """What the log keeps of one epoch on one split: the (N,) labels at `indices` against their logits."""
+    known = (labels[indices] >= 0) & whole(indices, dropped)
+    result = figures(logits[known], labels[indices[known]], np.arange(known.sum()), classes, resamples=0)
     names = ("accuracy", "balanced_accuracy", "macro_f1")
     return {name: getattr(result, name).value for name in names}
 
 
 def baseline_logits(
-    samples: Samples, rows: np.ndarray, labels: np.ndarray, test_images: np.ndarray, config: Config
+    samples: Samples,
+    labels: np.ndarray,
+    test_images: np.ndarray,
+    config: Config,
+    dropped: dict[int, str],
 ) -> dict[str, np.ndarray]:
-    """Test logits of mean RGB and of a colour histogram, by logistic regression on the same noisy labels."""
+    """Test logits of mean RGB and of a colour histogram, by logistic regression on the same noisy labels.
 
-    def seen(index: int) -> np.ndarray:
-        return evaluation_view(samples.image(int(index)), config.data.size, config.data.fit)
+    A file that broke since the last epoch joins `dropped` with quarantine; otherwise it raises BadImage.
+    """
 
-    out = {}
+    def features(index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            image = evaluation_view(samples.image(index), config.data.size, config.data.fit)
+        except BadImage as error:
+            if not config.data.quarantine:
+                raise
+            dropped[index] = str(error)
+            return None
+        return mean_rgb(image), colour_histogram(image)
+
+    train = samples.where("train")
+    rows = train[whole(train, dropped)]
     with ThreadPoolExecutor(config.threads) as pool:
-        both = list(pool.map(lambda i: (mean_rgb(image := seen(i)), colour_histogram(image)), rows))
+        both = [pair for pair in pool.map(features, rows.tolist()) if pair is not None]
+    rows, out = rows[whole(rows, dropped)], {}
     for k, (name, feature) in enumerate((("mean_rgb", mean_rgb), ("colour_histogram", colour_histogram))):
         tested = np.stack([feature(image) for image in test_images])
         trained = np.stack([pair[k] for pair in both])

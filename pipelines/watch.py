@@ -6,7 +6,7 @@ the training changes: its networks are evaluated as they stand, and torch's gene
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from noisyssl.config import Config
 from noisyssl.distributed import rank
 from noisyssl.evaluation import Figures, figures
 from noisyssl.pipelines.embed import write_arrays
-from noisyssl.pipelines.evaluate import evaluating, evaluation_images, logits_of
+from noisyssl.pipelines.evaluate import evaluating, evaluation_images, logits_of, whole
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.state import State
@@ -60,21 +60,23 @@ class Look:
 
 
 @contextmanager
-def watching(config: Config, samples: Samples, truth: Truth | None, run: Run) -> Iterator["Watch"]:
+def watching(
+    config: Config, samples: Samples, truth: Truth | None, run: Run, dropped: Mapping[int, str]
+) -> Iterator["Watch"]:
     """A watch over this pretraining; with `probe_every` 0, and in all processes but the first, it sleeps.
 
-    The images lie in a nameless file in the run's folder while it lasts. A file that broke since the scan is
-    left out with a warning.
+    The images lie in a nameless file in the run's folder while it lasts. Samples that training `dropped` are
+    left out; another file that broke since the scan is left out with a warning.
     """
     watch = Watch(config, samples, truth or Truth((), np.full(len(samples), -1)), run)
     if not config.pretrain.probe_every or rank() > 0:
         yield watch
         return
     geometry = (config.data.size, config.data.fit, config.threads, run.folder)
-    broken: dict[int, str] = {}
+    broken = dict(dropped)
     with evaluation_images(samples, np.append(watch.bank, watch.queries), *geometry, broken) as images:
-        for reason in broken.values():
-            run.log({"kind": "warning", "message": f"left out of the probe: {reason}"})
+        for index in broken.keys() - dropped.keys():
+            run.log({"kind": "warning", "message": f"left out of the probe: {broken[index]}"})
         watch.open(images, broken)
         yield watch
 
@@ -97,10 +99,11 @@ class Watch:
         """Rows of `images` that could be decoded."""
         self.last: Look | None = None
 
-    def open(self, images: np.ndarray, broken: dict[int, str]) -> None:
-        """Take the (M + Q, S, S, 3) uint8 views of bank and queries; rows of `broken` are left out."""
-        self.images, self.whole = images, np.setdiff1d(np.arange(len(images)), list(broken))
-        rows = np.append(self.bank, self.queries)[self.whole]
+    def open(self, images: np.ndarray, broken: Mapping[int, str]) -> None:
+        """Take the (M + Q, S, S, 3) uint8 views of bank and queries; samples in `broken` are left out."""
+        rows = np.append(self.bank, self.queries)
+        self.images, self.whole = images, np.flatnonzero(whole(rows, broken))
+        rows = rows[self.whole]
         split = int((self.whole < len(self.bank)).sum())
         self.bank, self.queries = rows[:split], rows[split:]
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from noisyssl import checkpoint
 from noisyssl.classifier import build_classifier
 from noisyssl.cli import run
 from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.scan import open_samples
+from noisyssl.pipelines.setup import seen_by
 from noisyssl.pipelines.train import initialise
 
 SMALL = ["--set", "backbone=resnet18-w16", "--set", "threads=2", "--size", "32", "--batch", "32"]
@@ -183,6 +186,15 @@ def test_predictions_are_the_runs_own(job, tissue, capsys):
     assert [answer["label"] for answer in answers] == [classes[row.argmax()] for row in logits]
 
 
+def test_pretraining_on_what_is_tested_is_said(job, tissue):
+    same = open_samples(tissue)
+    assert seen_by(job / "pre", same) == []
+    swapped = np.where(same.splits == "test", "train", np.where(same.splits == "train", "test", same.splits))
+    (warning,) = seen_by(job / "pre", replace(same, splits=swapped))
+    count = int((same.splits == "train").sum())
+    assert f"{count} of {count} test images were in the training split" in warning["message"]
+
+
 def test_a_report_is_written(job, tmp_path):
     ok("report", job / "run")
     ok("report", job / "bundle", "--out", tmp_path / "bundle.html")
@@ -271,7 +283,7 @@ def test_resume_refuses_other_settings_and_other_data(job, tissue, tmp_path, cap
     (run_folder / "config.toml").write_text(config.replace(str(tissue), str(data / "manifest.csv")))
     code, line = fails(capsys, "train", "--out", run_folder, "--resume")
     assert code == 5
-    assert "digest differs" in line
+    assert "is not listed any more" in line
 
 
 def test_a_finished_run_is_not_run_again(job, capsys):
@@ -344,18 +356,22 @@ def test_a_full_disk_during_a_checkpoint_exits_7_and_resumes_to_the_same_bits(
         (["train", "DATA", "--out", "x", "--epochs", "many"], 2, "--help"),
         (["train", "DATA", "--out", "x", "--epoch", "3"], 2, "--help"),
         (["pretrain", "DATA", "--out", "x", "--method", "simlcr"], 2, "Did you mean 'simclr'"),
-        (["pretrain", "DATA", "--out", "x", "--batch", "1"], 2, "set pretrain.batch at least 2"),
+        (["pretrain", "DATA", "--out", "x", "--batch", "1"], 2, "BatchNorm needs 2"),
         (["train", "DATA", "--out", "x", "--weights", "nowhere.pt"], 2, "nowhere.pt does not exist"),
         (["train", "DATA", "--out", "x", "--set", "train.weight_decay=-1"], 2, "train.weight_decay is -1"),
         (["train", "DATA", "--out", "x", "--set", "train.objective=5"], 2, "objective '5' is unknown"),
         (["pretrain", "DATA", "--out", "x", "--batch", "5000"], 2, "pretrain.batch is 5000"),
+        (["build", "DATA", "x", "--set", "pretrain.batch=5000"], 2, "pretrain.batch is 5000"),
+        (["train", "DATA", "--init", "PRE", "--out", "x", "--set", "backbone=resnet18"], 2, "has backbone"),
         (["export", "RUN", "EXISTS"], 2, "already exists"),
+        (["export", "RUN", "BUNDLE/x", "--tensorrt", "none"], 2, "lies in a bundle"),
         (["export", "nowhere", "x"], 2, "nowhere does not exist"),
         (["export", "PRE", "x"], 2, "run of `noisyssl pretrain`"),
         (["export", "RUN", "x", "--tensorrt", "SM42"], 2, "SM42"),
         (["export", "RUN", "x", "--set", "train.lr=1"], 2, "not of this stage"),
         (["evaluate", "nowhere", "DATA"], 2, "nowhere does not exist"),
         (["evaluate", "RUN", "nowhere"], 2, "nowhere"),
+        (["evaluate", "RUN", "DATA", "--split", "tset"], 2, "Did you mean 'test'"),
         (["predict", "nowhere", "DATA"], 2, "nowhere"),
         (["report", "EXISTS"], 2, "EXISTS"),
     ],
@@ -364,8 +380,10 @@ def test_bad_input_is_one_line_with_its_code(
     job, tissue, tmp_path, monkeypatch, capsys, arguments, code, message
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "EXISTS").mkdir()
     names = {"DATA": str(tissue), "RUN": str(job / "run"), "PRE": str(job / "pre")}
+    names["BUNDLE/x"] = str(job / "bundle" / "x")
     found, line = fails(
         capsys,
         *(names.get(a, a) for a in arguments),
@@ -381,6 +399,68 @@ def test_an_unfinished_run_cannot_be_exported(job, tmp_path, capsys):
     code, line = fails(capsys, "export", tmp_path / "run", tmp_path / "bundle")
     assert code == 2
     assert "--resume" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.toml", "x = ["), ("run.json", "{"), ("metrics.json", ""), ("config.toml", None)],
+)
+def test_a_run_whose_files_are_damaged_says_which(job, tmp_path, capsys, name, content):
+    shutil.copytree(job / "run", tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_text(content)
+    export, resume = ["export", tmp_path / "run", tmp_path / "b"], ["train", "--out", tmp_path / "run"]
+    for command in (export, [*resume, "--resume"]):
+        code, line = fails(capsys, *command)
+        assert code == 2
+        assert f"{name} " in line
+        assert "copy the run again" in line
+
+
+@pytest.mark.parametrize(("content", "code"), [(b"junk", 3), (None, 2)])
+def test_a_finished_run_without_its_weights_is_no_dead_end(job, tmp_path, capsys, content, code):
+    shutil.copytree(job / "run", tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    found, line = fails(capsys, "export", tmp_path / "run", tmp_path / "bundle")
+    assert found == code
+    assert "copy the run again" in line
+
+
+def test_two_processes_do_not_write_into_one_run(job, tmp_path, capsys):
+    shutil.copytree(job / "run", tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    with Run.open(tmp_path / "run").alone():
+        code, line = fails(capsys, "train", "--out", tmp_path / "run", "--resume")
+    assert code == 2
+    assert "in use by another process" in line
+    with Run.open(tmp_path / "run").alone():
+        pass
+
+
+def test_measuring_on_what_was_trained_on_is_said(job, tissue, capsys):
+    ok("evaluate", job / "run", tissue)
+    assert "are no test" not in capsys.readouterr().err
+    columns = [list(row) for row in csv.reader(tissue.read_text().splitlines())]
+    place, own = columns[0].index("split"), tissue.with_name("own.csv")
+    try:  # the same images, but nobody says which are the test
+        with own.open("w", newline="") as file:
+            csv.writer(file).writerows([row[:place] + row[place + 1 :] for row in columns])
+        ok("evaluate", job / "run", own)
+    finally:
+        own.unlink()
+    counts = metrics(job / "run")["images"]
+    trained = counts["train"] + counts["val"]
+    assert f"{trained} of these {len(columns) - 1} images trained or validated" in capsys.readouterr().err
+
+
+def test_what_is_not_known_to_be_wrong_is_not_called_right(job):
+    from noisyssl.cli.training import summary
+
+    facts = metrics(job / "run")
+    assert "of the training labels are wrong" in summary(facts)[0]
+    facts["noise"] |= {"spec": "none", "realised": 0.0, "flips": 0}
+    assert summary(facts)[0] == "noise none: no label was flipped on purpose"
 
 
 def test_swapped_class_names_in_a_manifest_are_refused(job, tmp_path, tissue, capsys):
@@ -489,4 +569,46 @@ def test_an_altered_model_does_not_pass_the_gate(job, tmp_path, monkeypatch, cap
     code, line = fails(capsys, "export", job / "run", tmp_path / "bundle", "--tensorrt", "none")
     assert code == 4
     assert "1e-04" in line or "0.0001" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+PRETRAIN, TRAIN = ["pretrain", "DATA", "--out", "x"], ["train", "DATA", "--out", "x"]
+BUILD, BOTH = ["build", "DATA", "x"], [*TRAIN, "--pretrain", "simclr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        *(
+            ([*command, "--set", "backbone=resnet19"], 2, "Did you mean")
+            for command in (PRETRAIN, TRAIN, BUILD)
+        ),
+        *(([*command, "--set", "stem=smal"], 2, "Did you mean") for command in (PRETRAIN, TRAIN, BUILD)),
+        *(([*command, "--device", "gpu"], 2, "device is 'gpu'") for command in (PRETRAIN, TRAIN, BUILD)),
+        *(([*command, "--device", "cuda"], 7, "--device is cuda") for command in (PRETRAIN, TRAIN, BUILD)),
+        *(([*command, "--weights", "no.pt"], 2, "no.pt does not exist") for command in (PRETRAIN, TRAIN)),
+        *(([*command, "--noise", "symmetric:1.2"], 2, "symmetric:1.2") for command in (TRAIN, BOTH, BUILD)),
+        *(
+            ([*command, "--set", "pretrain.batch=1"], 2, "BatchNorm needs 2")
+            for command in (PRETRAIN, BOTH, BUILD)
+        ),
+        *(([*command, "--set", "train.batch=1"], 2, "BatchNorm needs 2") for command in (TRAIN, BOTH, BUILD)),
+        ([*TRAIN, "--init", "nowhere"], 2, "nowhere does not exist"),
+        ([*BUILD, "--set", "train.weights=no.pt"], 2, "no.pt does not exist"),
+        ([*BUILD, "--set", "export.tensorrt=SM42"], 2, "SM42"),
+    ],
+)
+def test_what_settings_alone_make_impossible_is_refused_before_the_scan(
+    tissue, tmp_path, monkeypatch, capsys, arguments, code, message
+):
+    from noisyssl.pipelines import scan
+
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("images were opened")
+
+    monkeypatch.setattr(scan, "read_source", opened)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    found, line = fails(capsys, *(str(tissue) if a == "DATA" else a for a in arguments))
+    assert (found, message in line) == (code, True), line
     assert list(tmp_path.iterdir()) == []

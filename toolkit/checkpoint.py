@@ -25,8 +25,13 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     write_whole(path, to_bytes(tensors, metadata))
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    path: Path, remedy: str = "delete it to use an earlier one"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and facts of a file that `save` wrote.
+
+    Args:
+        remedy: what a person can do where the file is damaged.
 
     Raises:
         TrainingError: the file is damaged.
@@ -43,11 +48,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} cannot be read: {error.strerror or error}. Try again; it may be whole."
         ) from None
     except (SafetensorError, ValueError, KeyError) as error:
-        raise TrainingError(
-            f"{path} is not a readable checkpoint ({error}); delete it to use an earlier one."
-        ) from None
+        raise TrainingError(f"{path} is not a readable checkpoint ({error}); {remedy}.") from None
     if damaged:
-        raise TrainingError(f"{path} is damaged: its digest differs; delete it to use an earlier one.")
+        raise TrainingError(f"{path} is damaged: its digest differs; {remedy}.")
     return tensors, facts
 
 
@@ -68,9 +71,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: no such file, or not a plain mapping of names to tensors.
     """
     if not path.is_file():
-        raise ConfigError(
-            f"--weights {path} does not exist; give a .safetensors file or a PyTorch state dict."
-        )
+        what = "is no file" if path.exists() else "does not exist"
+        hint = " A pretraining run is named with --init." if (path / "run.json").is_file() else ""
+        raise ConfigError(f"--weights {path} {what}; give a .safetensors file or a PyTorch state dict.{hint}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -78,6 +81,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         first = str(error).strip().split("\n", 1)[0]
+        if first.startswith("Weights only load failed"):  # goes on to advise loading it unsafely
+            first = "it holds more than plain tensors, or is no PyTorch file"
         raise ConfigError(
             f"--weights {path} cannot be loaded safely ({first}); "
             "convert it to a .safetensors file of plain tensors."

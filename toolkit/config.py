@@ -5,6 +5,7 @@ A method's or loss's own settings are the table of its name: `[pretrain.simclr]`
 dataclasses stand in `methods/` and `losses/`.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +78,13 @@ class Stage:
         require(self.epochs >= 1, f"{name}.epochs", self.epochs, "at least 1")
         require(self.batch >= 1, f"{name}.batch", self.batch, "at least 1")
         one_of(f"{name}.optimizer", self.optimizer, ("sgd", "adam", "adamw", "lars"))
-        require(self.lr > 0, f"{name}.lr", self.lr, "above 0")
-        require(self.weight_decay >= 0, f"{name}.weight_decay", self.weight_decay, "0 or above")
+        require(0 < self.lr < math.inf, f"{name}.lr", self.lr, "a number above 0")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"{name}.weight_decay",
+            self.weight_decay,
+            "0 or a number above",
+        )
         require(0 <= self.momentum < 1, f"{name}.momentum", self.momentum, "in [0, 1)")
         require(0 <= self.warmup < 1, f"{name}.warmup", self.warmup, "in [0, 1)")
         require(self.accumulate >= 1, f"{name}.accumulate", self.accumulate, "at least 1")

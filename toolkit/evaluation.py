@@ -145,7 +145,7 @@ def _check(scores: np.ndarray, labels: np.ndarray, classes: int) -> None:
         count = int((~np.isfinite(scores)).any(axis=(0, 2)).sum())
         raise TrainingError(
             f"logits of {count} of {len(labels)} samples are not finite; figures need finite ones. "
-            "Lower train.lr or use precision bf16 or fp32."
+            "Lower train.lr or use precision bf16 or float32."
         )
 
 

@@ -12,27 +12,41 @@ from noisyssl.errors import ConfigError, near_miss, pick
 
 
 def load(
-    recipe: str | None = None, settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+    recipe: str | None = None,
+    settings: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Defaults, then the recipe, then `section.name=value` settings, then flags that are not None.
+    """Defaults, `start`, then the recipe, `section.name=value` settings, and flags that are not None.
 
     Args:
+        start: dotted setting -> value, for what follows from another run.
         recipe: a TOML file, or the name of a recipe that comes with noisyssl.
         flags: dotted setting -> value, for the command line's own options.
 
     Raises:
         ConfigError: unknown or wrong settings, all of them in one message.
     """
-    tree = read_recipe(recipe) if recipe else {}
+    tree: dict[str, Any] = {}
+    for name, value in (start or {}).items():
+        assign(tree, name, value)
+    override(tree, recipe, settings, flags or {})
+    return parse(tree)
+
+
+def override(
+    tree: dict[str, Any], recipe: str | None, settings: Iterable[str], flags: Mapping[str, Any]
+) -> None:
+    """Put what a command line says over `tree`: the recipe, the settings, the flags that are not None."""
+    merge(tree, read_recipe(recipe) if recipe else {})
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting!r} has no '='; write --set section.name=value.")
         assign(tree, name.strip(), literal(text.strip()))
-    for name, value in (flags or {}).items():
+    for name, value in flags.items():
         if value is not None:
             assign(tree, name, value)
-    return parse(tree)
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
@@ -40,7 +54,10 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
     shipped = {f.name.removesuffix(".toml"): f for f in (resources.files("noisyssl") / "recipes").iterdir()}
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"recipe {recipe} is no text in UTF-8; give a TOML file.") from None
     elif path.suffix == ".toml":
         raise ConfigError(
             f"recipe {recipe} does not exist; give a TOML file or one of {', '.join(sorted(shipped))}."
@@ -59,6 +76,15 @@ def literal(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put what `other` sets over what `tree` sets."""
+    for name, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.setdefault(name, {}), dict):
+            merge(tree[name], value)
+        else:
+            tree[name] = value
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -149,6 +175,8 @@ def coerce(kind: Any, value: Any, where: str, errors: list[str]) -> Any:
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        if isinstance(value, str) and value.encode(errors="replace").decode() != value:
+            errors.append(f"{where} is {value!r}; it must be valid UTF-8. Rename that file or folder.")
         return value
     elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)

@@ -40,14 +40,15 @@ def make_run(folder: Path, classes: tuple[str, ...] = CLASSES, count: int = 90, 
     rng = np.random.default_rng(0)
     data, run = folder / "images", folder / "run"
     run.mkdir(parents=True)
-    rows, labels = ["path,label,split,group"], rng.integers(0, len(classes), count)
+    rows, labels = ["path,label,split,group,digest"], rng.integers(0, len(classes), count)
     for i, label in enumerate(labels):
         path = data / "test" / f"class-{label}" / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         base = rng.integers(60, 200, 3)
         pixels = np.clip(base + rng.normal(0, 12, (40, 40, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(path)
-        rows.append(f"{path.relative_to(data)},class-{label},test,patient {i // 3}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        rows.append(f"{path.relative_to(data)},class-{label},test,patient {i // 3},{digest}")
     (run / "samples.csv").write_text("\n".join(rows) + "\n")
     (run / "config.toml").write_text(
         f'seed = 0\nbackbone = "resnet18-w32"\n[data]\npath = "{data}"\nsize = 64\n'
@@ -285,11 +286,20 @@ def test_moved_images_are_found_with_data(run, tmp_path):
     assert page_of(run, data=tmp_path / "moved").count("<img") == 3 * predictions.SHOWN
 
 
+def test_an_image_that_changed_since_is_not_shown_as_what_was_predicted(run, tmp_path):
+    for path in sorted((tmp_path / "images").rglob("*.png"))[1:]:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    assert page_of(run).count("<img") <= 2  # the one that did not change, in one or two of the lists
+
+
 def test_only_images_that_the_source_lists_are_opened(run, tmp_path):
     secret = tmp_path / "secret.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(secret)
     table = (run / "samples.csv").read_text().splitlines()
-    table[1:] = [f"{name},class-0,test,a" for name in ("../secret.png", str(secret)) for _ in range(45)]
+    digest = hashlib.sha256(secret.read_bytes()).hexdigest()
+    table[1:] = [
+        f"{name},class-0,test,a,{digest}" for name in ("../secret.png", str(secret)) for _ in range(45)
+    ]
     (run / "samples.csv").write_text("\n".join(table))
     assert "<img" not in page_of(run)
 

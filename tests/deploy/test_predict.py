@@ -1,6 +1,8 @@
 """The stream, against a runtime whose logits are the mean colour: red, green or blue."""
 
+import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -111,13 +113,40 @@ def test_a_csv_is_read_beside_itself_and_stays_there(folder):
     assert [row.path for row in rows][:2] == ["a.png", "../a.png"]
 
 
+def test_a_folder_that_cannot_be_listed_is_one_row_and_the_rest_is_served(folder, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path) in refused:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    whole, refused = [path for path, _ in sources([folder])], [folder / "b"]
+    monkeypatch.setattr("noisyssl.deploy.predict.os.scandir", scandir)
+    rows = list(predict(Runtime(), sources([folder]), batch=3))
+    inside = [path for path in whole if path.startswith(str(folder / "b") + "/")]
+    assert inside, "the folder holds images"
+    (refusal,) = [row for row in rows if row.path not in whole]
+    assert (refusal.path, refusal.error) == (str(folder / "b"), "cannot be listed (Permission denied)")
+    assert {row.path for row in rows} == {*whole, str(folder / "b")} - {*inside}
+    refused.append(folder)
+    with pytest.raises(DataError, match="cannot be listed"):
+        sources([folder])
+
+
+def test_columns_are_named_as_in_training_data(folder):
+    """In any case, with spaces around names and cells, blank lines between the rows."""
+    (folder / "list.csv").write_text("Label, PATH\n\nx, a.png \n\n")
+    assert [path for path, _ in sources([folder / "list.csv"])] == ["a.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("file,label\na.png,x\n", "has columns file, label; it must have 'path'"),
         ("path;label\na.png;x\n", "Separate columns by commas"),
         ("", "has columns none"),
-        ("path\n", "has no rows"),
+        ("path\n", "has no rows; list one image per row"),
         ('path\n"a.png\n', "is no UTF-8 CSV"),
         ("path\n\udce9.png\n", "is no UTF-8 CSV"),
     ],

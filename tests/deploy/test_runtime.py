@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -102,3 +103,25 @@ def test_serving_needs_neither_torch_nor_dali(exported, tmp_path):
     command = [sys.executable, "-c", code, str(exported), str(tmp_path / "images.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(2, 3)\n", "")
+
+
+SESSION = """
+import {first}
+import onnxruntime
+onnxruntime.InferenceSession({model!r}, providers=["CPUExecutionProvider"])
+"""
+
+
+def test_onnx_runtime_reports_to_nobody(exported, tmp_path):
+    """Its telemetry leaves an identifier of the machine in the home folder before it sends anything."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    for first in ("noisyssl", "sys"):  # with us and without
+        home = tmp_path / first
+        home.mkdir()
+        code = SESSION.format(first=first, model=str(exported / "model.onnx"))
+        environment = kept | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    left = {first: [p.name for p in (tmp_path / first).rglob("deviceid")] for first in ("noisyssl", "sys")}
+    assert left["noisyssl"] == []
+    if not left["sys"]:
+        pytest.skip("this ONNX Runtime has no telemetry that the test could see")

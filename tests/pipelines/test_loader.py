@@ -247,6 +247,31 @@ def test_with_quarantine_it_is_dropped_and_nothing_is_lost_or_repeated(opened, s
             assert torch.equal(a[kept], b), number
 
 
+def places(loader):
+    return [tuple(batch.index.tolist()) for batch in loader]
+
+
+def test_dropping_leaves_no_training_batch_of_a_single_image(opened):
+    """22 images in batches of 4: the last has 2, and BatchNorm cannot train on 1."""
+    whole = places(opened("batched"))
+    loader = opened("batched")
+    loader.start(0, 0, {whole[-1][0]: "broken"})
+    assert places(loader) == whole[:-1]
+    loader.start(0, 0, {index: "broken" for index in whole[1][:2]})
+    assert places(loader) == [whole[0], whole[1][2:], *whole[2:]]
+    kept = opened("batched", shuffle=False)
+    kept.start(0, 0, {21: "broken"})
+    assert places(kept)[-1] == (20,), "an evaluation sees every image"
+
+
+def test_too_little_left_for_any_batch_ends_the_run(opened):
+    loader = opened("batched", np.arange(4), batch=2)
+    first = places(opened("batched", np.arange(4), batch=2))
+    loader.start(0, 0, {pair[0]: "broken" for pair in first})
+    with pytest.raises(DataError, match="2 of 4 samples were dropped"):
+        places(loader)
+
+
 @both
 def test_an_error_that_no_file_explains_is_raised_as_it_is(opened, samples, kind, monkeypatch):
     loader = opened(kind)

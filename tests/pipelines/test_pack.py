@@ -189,7 +189,7 @@ def test_a_full_disk_keeps_what_is_finished(source, tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_seen_before_the_work(source, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(MachineError, match="GiB and the disk has"):
+    with pytest.raises(MachineError, match="MiB and the disk has"):
         pack(open_samples(source), tmp_path / "out")
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from noisyssl.benchmarks.image_zoo import REASONS, bad, good
-from noisyssl.errors import DataError
+from noisyssl.errors import DataError, MachineError
 from noisyssl.pipelines import decoding
 from noisyssl.pipelines.decoding import cache_folder
 from noisyssl.pipelines.scan import check, open_samples
@@ -181,6 +181,30 @@ def test_a_cache_that_cannot_be_written_is_said(folders, monkeypatch, tmp_path):
     assert any("not remembered" in note and "NOISYSSL_CACHE" in note for note in samples.notes)
 
 
+def test_findings_are_told_where_the_cache_cannot_be_written(folders, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NOISYSSL_CACHE", str(tmp_path / "file"))
+    report = check(folders)
+    assert (report.images, report.folder) == (40, "")
+    assert any("tables are not kept" in note and "--out" in note for note in report.notes)
+    assert check(folders, out=tmp_path / "out").folder == str(tmp_path / "out")
+    assert (tmp_path / "out" / "samples.csv").is_file()
+    with pytest.raises(MachineError, match="cannot be written"):
+        check(folders, out=tmp_path / "file" / "out")
+
+
+def test_a_class_whose_name_is_no_text_is_refused(folders):
+    (folders / "a").rename(folders / "a\udcff")
+    with pytest.raises(DataError, match="is not valid UTF-8; rename its folder"):
+        open_samples(folders)
+
+
+def test_backslashes_in_paths_are_explained(folders):
+    (folders / "t.csv").write_text("path,label\na\\00.png,a\nb\\01.png,b\n")
+    with pytest.raises(DataError, match=r"does not exist\. Separate the folders of a path by /"):
+        open_samples(folders / "t.csv")
+
+
 def test_the_cache_place(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder(tmp_path).is_relative_to(tmp_path / "cache")
@@ -345,3 +369,17 @@ def test_names_that_are_no_utf8_and_read_only_folders(folders):
     row = samples.paths.index("a/\udcff.png")
     assert samples.image(row).shape == (6, 6, 3)
     assert len(samples.digest()) == 64
+
+
+def test_classes_that_look_alike_stay_two_and_are_named(folders):
+    for old, new in (("a", "Tumor"), ("b", "tumor ")):
+        (folders / old).rename(folders / new)
+    for name, accent in (("caf\u00e9", "x"), ("cafe\u0301", "y"), ("other", "z")):
+        for i in range(3):
+            draw(folders / name / f"{accent}{i}.png", ord(accent) + i)
+    samples = open_samples(folders)
+    assert len(samples.classes) == 5
+    found = [note for note in samples.notes if "differ only" in note]
+    assert len(found) == 2
+    assert r"Classes 'cafe\u0301' and 'caf\xe9' differ only in case" in found[1]
+    assert "Classes 'Tumor' and 'tumor ' differ only in case" in found[0]

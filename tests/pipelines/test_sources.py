@@ -30,6 +30,19 @@ def test_class_folders_are_searched_recursively_and_subfolders_are_groups(tmp_pa
     assert "Sub-folders of the classes were taken as 2 groups." in found.notes
 
 
+def test_links_are_followed_unless_they_lead_back(tmp_path):
+    touch(tmp_path, "data/a/1.png", "data/b/2.png", "more/3.png")
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "a" / "self").symlink_to("self")
+    found = read_source(tmp_path / "data")
+    assert found.paths == ["a/1.png", "b/2.png", "c/3.png"]
+    assert "1 other files were ignored (1 without suffix)." in found.notes
+    (tmp_path / "more" / "x").symlink_to(tmp_path / "data" / "a")
+    (tmp_path / "data" / "a" / "y").symlink_to(tmp_path / "more")
+    with pytest.raises(DataError, match=r"leads back, by a link, to a folder above it; remove the link"):
+        read_source(tmp_path / "data")
+
+
 def test_one_subfolder_name_everywhere_is_no_group(tmp_path):
     touch(tmp_path, "a/images/1.png", "b/images/2.png")
     assert read_source(tmp_path).groups is None

@@ -133,6 +133,12 @@ def test_foreign_files_run_no_code(tmp_path):
     for name in ("bad.pt", "worse.pt", "junk.safetensors"):
         with pytest.raises(ConfigError, match="cannot be loaded safely"):
             checkpoint.read_weights(tmp_path / name)
+    with pytest.raises(ConfigError, match="more than plain tensors") as caught:
+        checkpoint.read_weights(tmp_path / "worse.pt")
+    assert "weights_only" not in str(caught.value), "torch's own advice is to run its code"
+    (tmp_path / "run.json").touch()
+    with pytest.raises(ConfigError, match=r"is no file; .* A pretraining run is named with --init"):
+        checkpoint.read_weights(tmp_path)
     with pytest.raises(ConfigError, match="not a mapping"):
         checkpoint.read_weights(tmp_path / "list.pt")
     with pytest.raises(ConfigError, match="does not exist"):

@@ -94,6 +94,8 @@ def test_one_class_can_be_read_without_labels(data, capsys):
     assert "one class only ('a')" in capsys.readouterr().err
     assert run(["data", "check", str(data), "--unlabelled"]) == 0
     assert "(no labels)" in capsys.readouterr().out
+    assert run(["data", "pack", str(data), str(data.with_name("pack"))]) == 5
+    assert run(["data", "pack", str(data), str(data.with_name("pack")), "--unlabelled"]) == 0
 
 
 def test_pack_then_check(data, capsys, tmp_path):

@@ -22,6 +22,22 @@ def test_order_is_defaults_recipe_settings_flags(tmp_path):
     assert config.data.size == Config().data.size
 
 
+def test_what_follows_from_another_run_is_weaker_than_anything_that_was_said(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[data]\nsize = 48\n")
+    start = {"backbone": "resnet34", "stem": "small", "data.size": 32}
+    config = load(str(recipe), ["backbone=resnet50"], {}, start)
+    assert (config.backbone, config.stem, config.data.size) == ("resnet50", "small", 48)
+    assert load(None, [], {"data.size": 64}, start).data.size == 64
+    assert load(None, [], {"data.size": None}, start).data.size == 32
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\x89PNG")
+    with pytest.raises(ConfigError, match=r"r\.toml is no text in UTF-8"):
+        load(str(tmp_path / "r.toml"))
+
+
 def test_settings_need_no_quotes():
     config = load(None, ["train.noise=symmetric:0.4", "data.quarantine=true", "export.tensorrt=SM86, SM120"])
     assert config.train.noise == "symmetric:0.4"
@@ -62,6 +78,8 @@ def test_differences_sees_settings_of_another_objective():
         (["seed=true"], r"seed is True; it must be a whole number"),
         (["seed.x=1"], r"seed is \{'x': 1\}; it must be a whole number"),
         (["seed"], r"has no '='"),
+        (["train.lr=inf"], r"train\.lr is inf; it must be a number above 0"),
+        (["train.weight_decay=inf"], r"train\.weight_decay is inf"),
         (["train=1"], r"train is 1; it must be a section"),
     ],
 )

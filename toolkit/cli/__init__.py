@@ -3,8 +3,13 @@
 Each command's file imports what is heavy inside the command, so that `--help` answers at once.
 """
 
+import errno
+import io
 import os
+import signal
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 import typer
 
@@ -53,13 +58,23 @@ app.command()(doctor.doctor)
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with the code of its outcome (design: 0 ok, 2-7 by kind, 1 our bug)."""
+    signal.signal(signal.SIGTERM, terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show stops nothing
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def terminated(number: int, frame: object) -> NoReturn:
+    """SIGTERM unwinds, so that nothing half written stays behind; training catches it first."""
+    sys.exit(128 + number)
 
 
 def run(argv: list[str]) -> int:
     """The exit code of one command; what the user can fix is one line on stderr."""
     try:
-        return app(argv, standalone_mode=False) or 0
+        code = app(argv, standalone_mode=False) or 0
+        return fail("interrupted.", 130) if code == 130 else code  # Typer makes a code of Ctrl-C
     except NoisySSLError as error:
         return fail(str(error), error.code)
     except KeyboardInterrupt:
@@ -70,9 +85,23 @@ def run(argv: list[str]) -> int:
     ) as error:  # `| head` has seen enough; rich and click exit by themselves
         if isinstance(error, SystemExit) and error.code != 1:
             return int(error.code or 0)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 0
+    except (
+        OSError
+    ) as error:  # of our own files, each place says more; this is the rest, such as a full stdout
+        place = error.filename or "the output"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            silence()
+            return fail(f"{place} cannot be written: the disk is full; free space and run it again.", 7)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return fail(f"{place}: {error.strerror}; change its permissions or name another place.", 7)
+        raise
+    except MemoryError:
+        return fail("the memory is full; set a smaller --batch or --size, or fewer threads.", 7)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            return fail("the GPU's memory is full; set a smaller --batch or --size, or train.accumulate.", 7)
         # Typer's own usage errors and exits; its click is vendored in some versions, so by what they carry
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(str(error), err=True)
@@ -84,6 +113,12 @@ def run(argv: list[str]) -> int:
         raise
 
 
+def silence() -> None:
+    """Nobody reads stdout any more: what is still in its buffer must not raise at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def fail(message: str, code: int) -> int:
-    typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    with suppress(OSError):  # nobody may be reading; the code still says it
+        typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     return code

@@ -20,6 +20,7 @@ from noisyssl.cli.options import (
     open_data,
     resolve,
 )
+from noisyssl.cli.progress import tell
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def demo(
     config = resolve(recipe, set_, {"data.path": str((out / "images" / "manifest.csv").absolute())})
     is_fresh = not (out / "pretrain").exists()
     if not (out / "images").exists():
-        typer.echo(f"painting {count} images of {config.data.size} pixels ...", err=True)
-        out.mkdir(parents=True, exist_ok=True)
+        tell(f"painting {count} images of {config.data.size} pixels ...")
         generate(out / "images", count=count, size=config.data.size, seed=config.seed)
     result = main_job(config, out, compare=True, resume=True)
     finish(result, out, began if is_fresh else None)
@@ -94,15 +94,19 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     """Everything from images to report below `out`; finished parts are kept when resuming."""
     from noisyssl.benchmarks.records import commit
     from noisyssl.benchmarks.report import write_report
-    from noisyssl.cli.export import write_bundle
+    from noisyssl.cli.export import must_be_buildable, write_bundle
     from noisyssl.cli.training import run_stage
-    from noisyssl.pipelines.train import must_be_possible
+    from noisyssl.pipelines import pretrain, train
 
     began = time.monotonic()
     if out.exists() and not resume:
         raise ConfigError(f"{out} already exists; give a new folder, or --resume to go on with it.")
+    for stage in (pretrain, train):  # what later parts would refuse is said now, and before the scan
+        stage.must_make_sense(config)
+    must_be_buildable(config.export)
     samples = open_data(config)
-    must_be_possible(config, samples)  # what training would refuse is said before pretraining, not after
+    for stage in (pretrain, train):
+        stage.must_be_possible(config, samples)
     out.mkdir(parents=True, exist_ok=True)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     is_fresh = not start.exists()
@@ -140,13 +144,10 @@ def finish(result: dict[str, Any], out: Path, began: float | None) -> dict[str, 
 
 def _tell(result: dict[str, Any]) -> None:
     """The final table: what pretraining gave, BEST and LAST, beside what colour alone can tell."""
-    from noisyssl.cli.training import interval
+    from noisyssl.cli.training import injected, interval
 
     tuned = result["pretrained"]
-    noise = tuned["noise"]
-    typer.echo(
-        f"\nTest balanced accuracy [95 % interval]; {noise['realised']:.1%} of the training labels are wrong."
-    )
+    typer.echo(f"\nTest balanced accuracy [95 % interval]; {injected(tuned['noise'])}.")
     typer.echo(f"{'start':<28} {'BEST':<22} LAST")
     rows = [("self-supervised", tuned)] + ([("random", result["random"])] if "random" in result else [])
     for name, metrics in rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisyssl.cli.options import AllowLeaks, Json, Quarantine
-from noisyssl.cli.progress import counting
+from noisyssl.cli.progress import counting, tell
 
 if TYPE_CHECKING:
     from noisyssl.pipelines.findings import Identical, Report
@@ -86,7 +86,7 @@ def show(report: "Report") -> None:
     ]
     lines += [f"  {printable(group)}: {', '.join(found)}" for group, found in report.crossing_groups[:SHOWN]]
     lines += [f"Cannot be trained on: {fault}" for fault in report.faults]
-    lines += [f"samples.csv and quarantine.csv are in {report.folder}."]
+    lines += [f"samples.csv and quarantine.csv are in {report.folder}."] if report.folder else []
     console.print("\n".join(lines))
 
 
@@ -127,6 +127,9 @@ def pack(
         int | None, typer.Option(help="Side in pixels; not needed if all images have one size.")
     ] = None,
     fit: Annotated[str, typer.Option(help="crop, squash or pad: how an image becomes a square.")] = "crop",
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Ignore labels: enough to pretrain on.")
+    ] = False,
     allow_leaks: AllowLeaks = None,
     quarantine: Quarantine = None,
     seed: SplitSeed = 0,
@@ -142,11 +145,12 @@ def pack(
             seed=seed,
             quarantine=bool(quarantine),
             allow_leaks=bool(allow_leaks),
+            labelled=False if unlabelled else None,
             threads=threads,
             progress=progress,
         )
     for note in samples.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(note)
     with counting("packing images") as progress:
         pack(samples, out, size=size, fit=fit, threads=threads, progress=progress, say=say)
     typer.echo(f"{len(samples):,} images packed in {out}.")
@@ -154,7 +158,7 @@ def pack(
 
 def say(sentence: str) -> None:
     """Tell the user on stderr."""
-    typer.echo(f"note: {sentence}", err=True)
+    tell(f"note: {sentence}")
 
 
 @app.command()

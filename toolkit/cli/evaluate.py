@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.data import printable
 from noisyssl.cli.options import Device, Json, Quarantine
+from noisyssl.cli.progress import tell
 from noisyssl.cli.training import interval
-from noisyssl.errors import ConfigError, DataError, near_miss
+from noisyssl.errors import ConfigError, DataError, near_miss, pick
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +38,17 @@ def evaluate(
     from noisyssl.evaluation import figures
     from noisyssl.pipelines.evaluate import evaluation_images
     from noisyssl.pipelines.labels import truth_of
+    from noisyssl.pipelines.samples import SPLITS
     from noisyssl.pipelines.scan import open_samples
     from noisyssl.pipelines.setup import threads_of
 
+    pick(dict.fromkeys(SPLITS), split, "--split")
     with ExitStack() as stack:
         logits, classes, size, fit = _opened(model, checkpoint, runtime, device, stack)
         samples = open_samples(data, labelled=True, evaluation=True, quarantine=bool(quarantine))
         rows = samples.where(split)
+        for note in (*samples.notes, *_trained_on(model, samples, rows)):
+            tell(f"note: {note}")
         if not len(rows):
             raise DataError(f"{data} has no {split} samples; choose another --split.")
         labels = _in_terms_of(classes, samples, truth_of(samples)[rows])
@@ -55,12 +61,12 @@ def evaluate(
     typer.echo(f"{model} on {data}, split {split}: {measured['n']} images, {groups} [95 % interval]")
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "calibration_error"):
         typer.echo(f"{name.replace('_', ' '):<20} {interval(measured[name])}")
-    width = max(len(name) for name in classes)
+    width = max(len(printable(name)) for name in (*classes, "class"))
     typer.echo(f"{'class':<{width}}  sensitivity           specificity")
     for name in classes:
         pair = (measured["sensitivity"][name], measured["specificity"][name])
         if pair[0]["value"] is not None:
-            typer.echo(f"{name:<{width}}  {interval(pair[0])}  {interval(pair[1])}")
+            typer.echo(f"{printable(name):<{width}}  {interval(pair[0])}  {interval(pair[1])}")
 
 
 def _opened(
@@ -92,6 +98,23 @@ def _opened(
     network.load_state_dict(weights)
     network.to(where)
     return lambda images: logits_of(network, images, where), classes, config.data.size, config.data.fit
+
+
+def _trained_on(model: Path, samples: "Samples", rows: "np.ndarray") -> list[str]:
+    """A note where a run was trained on images that it is measured on; of a bundle that is not known."""
+    from noisyssl.pipelines.tables import read_own_table
+
+    if not (model / "samples.csv").is_file():
+        return []
+    table = read_own_table(model / "samples.csv", ("split", "digest"))
+    used = {digest for split, digest in zip(*table.values(), strict=True) if split != "test"}
+    count = sum(samples.digests[row] in used for row in rows.tolist())
+    if not count:
+        return []
+    return [
+        f"{count:,} of these {len(rows):,} images trained or validated {model}: the figures are no test. "
+        "Its test images are those with split test in its samples.csv."
+    ]
 
 
 def _batched(logits: Logits, batch: int = 64) -> Logits:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisyssl.cli.options import Json, Set, open_data
+from noisyssl.cli.options import Json, Quarantine, Set, open_data
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,11 +26,18 @@ def export(
         str | None,
         typer.Option(help="Compute capabilities of the TensorRT engine, such as SM86,SM120; or none."),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the run's data is now, if it was moved since.")
+    ] = None,
+    quarantine: Quarantine = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Write ONNX, a TensorRT engine and a manifest, after proving that they compute what was trained."""
-    manifest = write_bundle(run, bundle, checkpoint=checkpoint, tensorrt=tensorrt, settings=set_ or [])
+    manifest = write_bundle(
+        run, bundle, checkpoint=checkpoint, tensorrt=tensorrt, data=data, quarantine=quarantine,
+        settings=set_ or [],
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(manifest)))
     else:
@@ -44,12 +51,21 @@ def write_bundle(
     *,
     checkpoint: str | None = None,
     tensorrt: str | None = None,
+    data: Path | None = None,
+    quarantine: bool | None = None,
     settings: list[str] | None = None,
 ) -> "Manifest":
-    """The manifest of the bundle `out` made from a finished training run."""
+    """The manifest of the bundle `out` made from a finished training run.
+
+    Args:
+        data: where the run's data is now; by default where it was.
+        quarantine: leave out files that broke since; by default as the run did.
+    """
+    import numpy as np
+
     from noisyssl.classifier import build_classifier
     from noisyssl.deploy.export import export_bundle
-    from noisyssl.pipelines.evaluate import evaluation_images
+    from noisyssl.pipelines.evaluate import evaluation_images, whole
     from noisyssl.pipelines.run import Run
 
     if out.exists():
@@ -57,19 +73,27 @@ def write_bundle(
     run = Run.open(run_folder, "train")
     metrics, config = run.metrics(), run.config()
     chosen = _settings(config.export, checkpoint, tensorrt, settings or [])
+    engines = must_be_buildable(chosen, asked=tensorrt is not None)
     weights, facts = run.weights(chosen.checkpoint)
-    samples = open_data(config)
-    run.must_hold(samples)
+    place = replace(
+        config.data,
+        path=str(data.absolute()) if data else config.data.path,
+        quarantine=config.data.quarantine if quarantine is None else quarantine,
+    )
+    samples = open_data(replace(config, data=place), run=run)
+    dropped: dict[int, str] | None = {} if place.quarantine else None
+    test = samples.where("test")
     classifier = build_classifier(config.backbone, config.stem, len(samples.classes))
     classifier.load_state_dict(weights)
     figures = metrics["best" if chosen.checkpoint == "best" else "final"]["figures"]
     with evaluation_images(
-        samples, samples.where("test"), config.data.size, config.data.fit, config.threads
+        samples, test, config.data.size, config.data.fit, config.threads, dropped=dropped
     ) as images:
+        seen = np.flatnonzero(whole(test, dropped or {}))
 
         def batches() -> "Iterator[np.ndarray]":
-            for start in range(0, len(images), 64):
-                yield images[start : start + 64]
+            for start in range(0, len(seen), 64):
+                yield images[seen[start : start + 64]]
 
         return export_bundle(
             out,
@@ -88,7 +112,7 @@ def write_bundle(
                 "images": metrics["images"],
             },
             checkpoint={"which": chosen.checkpoint, **facts},
-            tensorrt=_engines(chosen, asked=tensorrt is not None),
+            tensorrt=engines,
             profile=(chosen.profile[0], chosen.profile[1], chosen.profile[2]),
             tolerance=chosen.tolerance,
         )
@@ -140,10 +164,26 @@ def _settings(
     return replace(saved, **{name: getattr(given, name) for name in names})
 
 
-def _engines(chosen: "ExportConfig", asked: bool) -> tuple[str, ...] | None:
-    """The capabilities to build for; None where nobody asked and no TensorRT is installed."""
-    from noisyssl.deploy.to_tensorrt import flavours
+def must_be_buildable(chosen: "ExportConfig", asked: bool = False) -> tuple[str, ...] | None:
+    """The capabilities to build an engine for; None for no engine.
 
+    Where nobody asked, it is the GPU that TensorRT finds here, else what `chosen` names, else none.
+
+    Raises:
+        ConfigError, MachineError: no engine can be built for a capability that was asked for.
+    """
+    from noisyssl.config import ExportConfig
+    from noisyssl.deploy.cuda_driver import capability
+    from noisyssl.deploy.to_tensorrt import choose, flavours
+
+    asked = asked or chosen.tensorrt != ExportConfig().tensorrt
     if not chosen.tensorrt or (not asked and not flavours()):
         return None
-    return chosen.tensorrt
+    wanted = chosen.tensorrt
+    if not asked and "tensorrt" in flavours():
+        if capability():
+            wanted = ()
+        elif "tensorrt_rtx" not in flavours():
+            return None
+    choose(wanted)
+    return wanted

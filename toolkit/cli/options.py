@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from noisyssl.config import Config
+    from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.samples import Samples
 
 Recipe = Annotated[str | None, typer.Option(help="TOML file with settings, or the name of a shipped recipe.")]
@@ -26,40 +27,55 @@ AllowLeaks = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def resolve(recipe: str | None, settings: Iterable[str] | None, flags: dict[str, Any]) -> "Config":
+def resolve(
+    recipe: str | None,
+    settings: Iterable[str] | None,
+    flags: dict[str, Any],
+    start: dict[str, Any] | None = None,
+) -> "Config":
     """The configuration of a command line, with the automatic numbers filled in."""
     from dataclasses import replace
 
     from noisyssl.pipelines.setup import threads_of
     from noisyssl.recipe import load
 
-    config = load(recipe, settings or (), flags)
+    config = load(recipe, settings or (), flags, start)
     path = str(Path(config.data.path).absolute()) if config.data.path else ""
     return replace(config, threads=threads_of(config.threads), data=replace(config.data, path=path))
 
 
-def open_data(config: "Config", labelled: bool | None = None, classify: bool = True) -> "Samples":
+def open_data(
+    config: "Config", labelled: bool | None = None, classify: bool = True, run: "Run | None" = None
+) -> "Samples":
     """The samples that `config.data` names, scanned once; what was decided by itself goes to stderr.
 
-    `labelled` and `classify` as in `open_samples`.
+    `labelled` and `classify` as in `open_samples`. Of a `run` that exists its own rows, whatever became of
+    their files since.
     """
-    from noisyssl.cli.progress import counting
+    from noisyssl.cli.progress import counting, tell
     from noisyssl.errors import ConfigError
+    from noisyssl.pipelines.reopen import reopen_samples
     from noisyssl.pipelines.scan import open_samples
 
-    if not config.data.path:
+    data, threads = config.data, config.threads
+    if not data.path:
         raise ConfigError("no data given; name class folders, a CSV, an npz or a packed folder.")
     with counting("checking images") as progress:
-        samples = open_samples(
-            Path(config.data.path),
-            seed=config.data.split_seed,
-            quarantine=config.data.quarantine,
-            allow_leaks=config.data.allow_leaks,
-            labelled=labelled,
-            classify=classify,
-            threads=config.threads,
-            progress=progress,
-        )
+        if run is not None:
+            samples = reopen_samples(
+                run, data.path, quarantine=data.quarantine, threads=threads, progress=progress
+            )
+        else:
+            samples = open_samples(
+                data.path,
+                seed=data.split_seed,
+                quarantine=data.quarantine,
+                allow_leaks=data.allow_leaks,
+                labelled=labelled,
+                classify=classify,
+                threads=threads,
+                progress=progress,
+            )
     for note in samples.notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     return samples

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -39,6 +39,12 @@ def training_progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield show
 
 
+def tell(line: str) -> None:
+    """One line on stderr. Whoever reads it may leave (`2>&1 | head`): the work goes on."""
+    with suppress(OSError):
+        typer.echo(line, err=True)
+
+
 def _plain(title: str) -> Callable[[dict[str, Any]], None]:
     began = time.monotonic()
     shown = [0.0]
@@ -50,9 +56,9 @@ def _plain(title: str) -> Callable[[dict[str, Any]], None]:
                 return
             shown[0] = now
             left = (now - began) * (1 - entry["progress"]) / max(1e-9, entry["progress"])
-            typer.echo(f"{title}: {entry['progress']:4.0%} {_figures(entry)}, {left:.0f} s left", err=True)
+            tell(f"{title}: {entry['progress']:4.0%} {_figures(entry)}, {left:.0f} s left")
         elif (line := _line(entry)) is not None:
-            typer.echo(f"{title}: {line}", err=True)
+            tell(f"{title}: {line}")
 
     return show
 

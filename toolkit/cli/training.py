@@ -22,7 +22,7 @@ from noisyssl.cli.options import (
     open_data,
     resolve,
 )
-from noisyssl.cli.progress import training_progress
+from noisyssl.cli.progress import tell, training_progress
 from noisyssl.errors import ConfigError, Stopped
 
 if TYPE_CHECKING:
@@ -113,16 +113,17 @@ def train(
         "train.epochs": epochs,
         "train.batch": batch,
     } | _shared(data, seed, device, size, quarantine, allow_leaks)
-    if init:
-        flags = architecture_of(init) | {name: value for name, value in flags.items() if value is not None}
-    config = settings(out, "train", recipe, set_, flags, resume)
+    start = architecture_of(init) if init else None
+    config = settings(out, "train", recipe, set_, flags, resume, start)
     samples = None
     if before is not None:
-        from noisyssl.pipelines.train import must_be_possible
+        from noisyssl.pipelines import pretrain, train
 
-        samples = open_data(config)
         without = _without_training(config)
-        must_be_possible(without, samples)  # said before pretraining, not after
+        for stage in (pretrain, train):  # said before pretraining, not after
+            stage.must_make_sense(without)
+        samples = open_data(config)
+        train.must_be_possible(config, samples)
         run_stage("pretrain", without, before, resume=before.exists(), samples=samples)
     metrics = run_stage("train", config, out, resume=resume, samples=samples)
     if as_json:
@@ -134,7 +135,13 @@ def train(
 
 
 def settings(
-    out: Path, stage: str, recipe: str | None, set_: list[str] | None, flags: dict[str, Any], resume: bool
+    out: Path,
+    stage: str,
+    recipe: str | None,
+    set_: list[str] | None,
+    flags: dict[str, Any],
+    resume: bool,
+    start: dict[str, Any] | None = None,
 ) -> "Config":
     """The configuration; of a run that is resumed its own, which anything given must agree with."""
     from noisyssl.pipelines.run import Run
@@ -142,19 +149,12 @@ def settings(
     if not resume:
         if out.exists():
             raise ConfigError(f"--out {out} already exists; give a new folder, or --resume to go on with it.")
-        return resolve(recipe, set_, flags)
-    from noisyssl.recipe import assign, literal, parse, read_recipe, tree_of
+        return resolve(recipe, set_, flags, start)
+    from noisyssl.recipe import override, parse, tree_of
 
     run = Run.open(out, stage)
     tree = tree_of(run.config())
-    if recipe:
-        _merge(tree, read_recipe(recipe))
-    for setting in set_ or ():
-        name, _, text = setting.partition("=")
-        assign(tree, name.strip(), literal(text.strip()))
-    for name, value in flags.items():
-        if value is not None:
-            assign(tree, name, value)
+    override(tree, recipe, set_ or (), flags)
     run.must_match(config := parse(tree))
     return config
 
@@ -169,29 +169,38 @@ def run_stage(
     from noisyssl.pipelines.signals import caught
     from noisyssl.pipelines.watch import Truth
 
-    with caught() as stopped:
-        if resume:
-            Run.open(out, stage).must_match(config)
+    module: Any = {"pretrain": pretrain, "train": train}[stage]
+    if resume:
+        run = Run.open(out, stage)
+        run.must_match(config)
+        samples = open_data(config, run=run)
+        run.adopt(config)
+    else:
+        module.must_make_sense(config)
         samples = samples or open_data(config, classify=stage == "train")
-        more: dict[str, Any] = {}
-        if stage == "pretrain":  # labels leave the samples; only the probe between epochs looks at them
-            more = {"truth": Truth(samples.classes, truth_of(samples))}
-            samples = samples.unlabelled()
-        module: Any = {"pretrain": pretrain, "train": train}[stage]
-        if not resume:
-            module.must_be_possible(config, samples)
-        run = Run.open(out, stage) if resume else Run.create(out, config, stage, samples)
-        run.must_hold(samples)
-        if run.is_finished():
-            typer.echo(f"{out} is finished already.", err=True)
-            return run.metrics()
-        work: Callable[..., dict[str, Any]] = getattr(module, stage)
-        with training_progress(f"{stage} {out.name}") as show, _events(config, stage, run) as board:
-            run.shown = lambda entry: (show(entry), board(entry))
-            metrics = work(config, samples, run, stopped=stopped, **more)
+    more: dict[str, Any] = {}
+    if stage == "pretrain":  # labels leave the samples; only the probe between epochs looks at them
+        more = {"truth": Truth(samples.classes, truth_of(samples))}
+        samples = samples.unlabelled()
+    if not resume:
+        module.must_be_possible(config, samples)
+        run = Run.create(out, config, stage, samples)
+    if run.is_finished():
+        tell(f"{out} is finished already.")
+        return run.metrics()
+    work: Callable[..., dict[str, Any]] = getattr(module, stage)
+    title = f"{stage} {out.name}"
+    with (
+        caught() as stopped,
+        run.alone(),
+        training_progress(title) as show,
+        _events(config, stage, run) as board,
+    ):
+        run.shown = lambda entry: (show(entry), board(entry))
+        metrics = work(config, samples, run, stopped=stopped, **more)
         if stage == "pretrain" and (signal := stopped()) is not None:
             raise Stopped(signal)  # it came in the last epoch: what would follow must not start
-        return metrics
+    return metrics
 
 
 def architecture_of(init: Path) -> dict[str, Any]:
@@ -211,13 +220,19 @@ def summary(metrics: dict[str, Any]) -> list[str]:
     } | {f"baseline {name.replace('_', ' ')}": value for name, value in metrics["baselines"].items()}
     columns = ("balanced_accuracy", "accuracy", "macro_auroc")
     width = max(len(name) for name in rows)
-    wrong = f"{noise['realised']:.3f} of the training labels are wrong ({noise['flips']} labels flipped)"
     header = "  ".join(f"{name.replace('_', ' '):<20}" for name in columns)
     return [
-        f"noise {noise['spec']}: {wrong}",
+        f"noise {noise['spec']}: {injected(noise)}",
         f"{'test figures [95 % interval]':<{width}}  {header}".rstrip(),
         *(f"{name:<{width}}  {'  '.join(interval(f[c]) for c in columns)}" for name, f in rows.items()),
     ]
+
+
+def injected(noise: dict[str, Any]) -> str:
+    """What is known of the training labels: without true labels, only what was flipped on purpose."""
+    if not noise["realised"]:
+        return "no label was flipped on purpose"
+    return f"{noise['realised']:.3f} of the training labels are wrong ({noise['flips']} labels flipped)"
 
 
 def interval(figure: dict[str, Any]) -> str:
@@ -264,11 +279,3 @@ def _shared(
 
 def _path(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())  # a run is exported from any folder
-
-
-def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
-    for name, value in other.items():
-        if isinstance(value, dict):
-            _merge(tree.setdefault(name, {}), value)
-        else:
-            tree[name] = value
