@@ -11,21 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import io
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from noisyssl.benchmarks.measure import rate, ratio
 from noisyssl.benchmarks.records import Record, record
+from noisyssl.benchmarks.torchvision_views import Files, transforms
 from noisyssl.pipelines.generate import paint
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.pack import pack
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.scan import open_samples
-from noisyssl.views import View, pair, training
+from noisyssl.views import MODALITIES, View, adapt, pair, training
 
 SIZE = 224
 
@@ -33,7 +31,7 @@ SIZE = 224
 def measure(
     count: int = 1024, batch: int = 64, threads: int = 2, runs: int = 5, settings: int = 8
 ) -> Iterator[Record]:
-    """Records for one view, for two, and for packed arrays against JPEG files at 224 and 64 pixels.
+    """Records for one view, two, two of each modality; and of packed arrays against files, 224 and 64 pixels.
 
     Args:
         count: images timed in one turn.
@@ -45,12 +43,17 @@ def measure(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         files = jpegs(Path(folder) / "images", count)
-        for name, views, kernel in (
+        cases: tuple[tuple[str, tuple[View, ...], int], ...] = (
             ("one view", training(SIZE), 0),
             ("two views", pair(SIZE), 0),
             ("two views, torchvision with SimCLR's own blur kernel", pair(SIZE), 23),
-        ):
+        )
+        for name, views, kernel in cases:
             yield against_torchvision(name, files, views, batch, threads, runs, settings, kernel)
+        for modality in MODALITIES:
+            if (views := tuple(adapt(view, modality) for view in pair(SIZE))) != pair(SIZE):
+                name = f"two views, {modality}"
+                yield against_torchvision(name, files, views, batch, threads, runs, settings, 0)
         for size in (SIZE, 64):
             packed = pack(files, Path(folder) / f"packed-{size}", size=size)
             array = open_samples(packed, labelled=False)
@@ -148,41 +151,6 @@ def opponent(
             loader._iterator = None  # ends the workers
 
     return stream
-
-
-class Files(Dataset[Any]):
-    """Reads, decodes once, and makes each view."""
-
-    def __init__(self, samples: Samples, makers: list[Any], kind: str) -> None:
-        self.paths = [str(samples.file(i)) for i in range(len(samples))]
-        self.makers, self.kind = makers, kind
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> list[Any]:
-        path = self.paths[index]
-        image = (
-            Image.open(path).convert("RGB")
-            if self.kind == "pillow"
-            else io.decode_image(path, io.ImageReadMode.RGB)
-        )
-        return [make(image) for make in self.makers]
-
-
-def transforms(view: View, kind: str, kernel: int) -> v2.Compose:
-    """What `view` is, in torchvision's words; uint8 CHW out."""
-    jitter = v2.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
-    kernel = kernel or 2 * int(np.ceil(3 * view.sigma[1])) + 1
-    steps = [
-        v2.RandomResizedCrop(view.size, view.area, view.ratio, antialias=True),
-        v2.RandomHorizontalFlip(view.flip),
-        v2.RandomApply([jitter], view.jitter),
-        *([v2.RandomGrayscale(view.grey)] if view.grey else []),
-        *([v2.RandomApply([v2.GaussianBlur(kernel, view.sigma)], view.blur)] if view.blur else []),
-        *([v2.PILToTensor()] if kind == "pillow" else []),
-    ]
-    return v2.Compose(steps)
 
 
 def _compared(

@@ -6,7 +6,6 @@ from its impulse responses.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,14 +23,7 @@ def apply(images: Tensor | Sequence[Tensor], view: View, draws: Draws) -> Tensor
         draws: of the same B samples.
     """
     device = images[0].device
-    edge = {name: _floats(getattr(draws, name), device) for name in ("top", "left", "bottom", "right")}
-    horizontal, vertical = (torch.from_numpy(x).to(device) for x in (draws.horizontal, draws.vertical))
-    rows = torch.where(
-        vertical, torch.stack([edge["bottom"], edge["top"]]), torch.stack([edge["top"], edge["bottom"]])
-    )
-    columns = torch.where(
-        horizontal, torch.stack([edge["right"], edge["left"]]), torch.stack([edge["left"], edge["right"]])
-    )
+    rows, columns = torch.stack([torch.from_numpy(corner).to(device) for corner in draws.corners()]).unbind(2)
     if isinstance(images, Tensor):
         out = _resize(images, rows, columns, view.size)
     else:
@@ -69,7 +61,3 @@ def _resize(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
     along_x = resize_matrix(columns[0], columns[1], width, size)[:, None]
     out = along_y @ images.permute(0, 3, 1, 2).float() @ along_x.mT
     return out.add_(0.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _floats(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32).to(device)

@@ -1,11 +1,16 @@
-"""Blur and colour of a view by torch: behind DALI's crops on a GPU, and in the reference."""
+"""All of a view but its crop by torch: behind DALI's crops on a GPU, and in the reference."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from noisyssl.pipelines import jpeg
 from noisyssl.pipelines.draws import NO_BLUR, Draws
+from noisyssl.pipelines.stain import density_map, is_stained, stain
+from noisyssl.pipelines.turns import rotate, rotation
 from noisyssl.views import View
 
 TO_YIQ = np.array([(0.299, 0.587, 0.114), (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)])
@@ -15,14 +20,40 @@ MID_GREY = 128.0
 
 
 def finish(images: Tensor, view: View, draws: Draws) -> Tensor:
-    """(B, 3, S, S) uint8 in channels-last memory: (B, S, S, 3) uint8 crops, blurred and coloured.
+    """(B, 3, S, S) uint8 in channels-last memory: (B, S, S, 3) uint8 crops, and `view`'s other steps.
 
-    In float32 between, clamped and rounded (halves up) once.
+    Which images a step changes is known on the host, so no step waits for the GPU.
     """
-    if not view.jitter and not view.grey and not view.blur:
-        return images.permute(0, 3, 1, 2)
+    device, planes = images.device, images.permute(0, 3, 1, 2)
+
+    def change(which: np.ndarray, by: Callable[..., Tensor], *arrays: np.ndarray) -> None:
+        """Replace those planes by `by(planes, *arrays)`, whose arrays have B rows too."""
+        nonlocal planes
+        if len(rows := np.flatnonzero(which)):
+            if planes.data_ptr() == images.data_ptr():
+                planes = planes.clone(memory_format=torch.preserve_format)  # the crops are not ours to change
+            where = sent(rows, device)
+            planes[where] = by(planes[where], *(sent(array[rows], device) for array in arrays))
+
+    if view.stain:
+        change(is_stained(draws), stain, density_map(draws))
+    if view.jitter or view.grey or view.blur:
+        planes = blur_and_twist(planes, draws)
+    if view.turn:
+        change(draws.transposed(), lambda some: some.transpose(2, 3))
+    if view.angle:
+        change(draws.angle != 0, rotate, rotation(draws.angle))
+    if view.solarise:
+        change(draws.solarised, lambda some: torch.minimum(some, 255 - some))
+    if view.jpeg:
+        change(draws.quality > 0, jpeg.compress, jpeg.tables(np.maximum(draws.quality, 1)))
+    return planes
+
+
+def blur_and_twist(images: Tensor, draws: Draws) -> Tensor:
+    """(B, 3, S, S) uint8 in channels-last memory; float32 between, clamped and rounded (halves up) once."""
     device = images.device
-    planes = images.permute(0, 3, 1, 2).contiguous().float()
+    planes = images.contiguous().float()
     blurred = np.flatnonzero(draws.sigma > NO_BLUR)
     if len(blurred):
         where = sent(blurred, device)

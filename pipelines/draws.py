@@ -21,6 +21,10 @@ ATTEMPTS = 10
 """Crops tried before the fallback, as in torchvision's RandomResizedCrop."""
 NO_BLUR = 1e-3
 """Standard deviation that stands for "no blur": DALI reads 0 as "derive it from the window"."""
+FIRST = 2 * ATTEMPTS + 12
+"""Numbers drawn for every view: the crop, flips, colour, blur."""
+MORE = 13
+"""Numbers drawn after those for views that turn, stain, solarise or compress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,31 @@ class Draws:
     """Rotation of the chroma in degrees."""
     sigma: np.ndarray
     """Standard deviation of the blur in pixels of the view; `NO_BLUR` where there is none."""
+    turns: np.ndarray
+    """int64: quarter turns, counter-clockwise, after the flips; 0 to 3."""
+    angle: np.ndarray
+    """Rotation in degrees, counter-clockwise, after the quarter turns."""
+    stain_factor: np.ndarray
+    """(B, 3): factor on the amount of haematoxylin, eosin, DAB."""
+    stain_shift: np.ndarray
+    """(B, 3): added to the amounts, in units of optical density (natural logarithm)."""
+    solarised: np.ndarray
+    """bool: values of 128 and above are inverted."""
+    quality: np.ndarray
+    """int64: JPEG quality, 1 to 100; 0 where it is not compressed."""
+
+    def transposed(self) -> np.ndarray:
+        """(B,) bool: rows and columns change places after the crop; `corners` holds the rest of the turns."""
+        return self.turns % 2 == 1
 
     def corners(self) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 2) where each crop starts and ends, row then column; ends before its start if mirrored."""
-        vertical, horizontal = self.vertical, self.horizontal
+        """(B, 2) where each crop starts and ends, row then column; ends before its start if mirrored.
+
+        A counter-clockwise quarter turn is a left-right flip and then a transposition, half a turn is both
+        flips, so only the transposition is left to be done after the crop.
+        """
+        horizontal = self.horizontal ^ np.isin(self.turns, (1, 2))
+        vertical = self.vertical ^ np.isin(self.turns, (2, 3))
         start = np.where(vertical, self.bottom, self.top), np.where(horizontal, self.right, self.left)
         end = np.where(vertical, self.top, self.bottom), np.where(horizontal, self.left, self.right)
         return np.stack(start, 1), np.stack(end, 1)
@@ -97,14 +122,19 @@ def draw(
         heights: (B,) pixels of the source images.
         widths: (B,) pixels of the source images.
     """
-    draws = uniform(keys(seed, epoch, index), VIEW + number, 2 * ATTEMPTS + 12)
-    crop, rest = draws[:, : 2 * ATTEMPTS + 2], draws[:, 2 * ATTEMPTS + 2 :].T
+    more = view.turn or view.angle or view.stain or view.solarise or view.jpeg
+    draws = uniform(keys(seed, epoch, index), VIEW + number, FIRST + (MORE if more else 0))
+    crop, rest = draws[:, : 2 * ATTEMPTS + 2], draws[:, 2 * ATTEMPTS + 2 : FIRST].T
+    new = draws[:, FIRST:].T if more else np.ones((MORE, len(draws)))  # 1 is never below a probability
     jittered, grey, blurred = rest[2] < view.jitter, rest[7] < view.grey, rest[8] < view.blur
 
     def factor(row: np.ndarray, reach: float) -> np.ndarray:
         return np.where(jittered, _between(row, max(0.0, 1 - reach), 1 + reach), 1).astype(np.float32)
 
     top, left, bottom, right = _boxes(view, crop, heights, widths)
+    stained, (worst, best) = (new[3] < view.stain)[:, None], view.quality
+    factors = _between(new[4:7].T, max(0.0, 1 - view.stain_factor), 1 + view.stain_factor)
+    shifts = _between(new[7:10].T, -view.stain_shift, view.stain_shift)
     return Draws(
         top=top,
         left=left,
@@ -117,6 +147,12 @@ def draw(
         saturation=np.where(grey, np.float32(0), factor(rest[5], view.saturation)),
         hue=np.where(jittered, _between(rest[6], -360 * view.hue, 360 * view.hue), 0).astype(np.float32),
         sigma=np.where(blurred, _between(rest[9], *view.sigma), NO_BLUR).astype(np.float32),
+        turns=np.where(new[0] < view.turn, new[1] * 4, 0).astype(np.int64),
+        angle=_between(new[2], -view.angle, view.angle).astype(np.float32),
+        stain_factor=np.where(stained, factors, 1).astype(np.float32),
+        stain_shift=np.where(stained, shifts, 0).astype(np.float32),
+        solarised=new[10] < view.solarise,
+        quality=np.where(new[11] < view.jpeg, worst + new[12] * (best - worst + 1), 0).astype(np.int64),
     )
 
 

@@ -16,6 +16,7 @@ from noisyssl.machine import versions
 from noisyssl.methods import METHODS
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.loader import open_loader
+from noisyssl.pipelines.modality import concerns, stage_views
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
@@ -61,7 +62,7 @@ def pretrain(
     loader = open_loader(
         samples,
         samples.where("train"),
-        kind.views(config.data.size),
+        stage_views(config, "pretrain"),
         batch=stage.batch,
         seed=config.seed,
         device=device,
@@ -75,6 +76,8 @@ def pretrain(
         run.log(
             {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
         )
+        for message in concerns(config, "pretrain", samples) if resumed is None else ():
+            run.log({"kind": "warning", "message": message, "time": time.time()})
         if resumed is None:
             watch.look(0, state)
 

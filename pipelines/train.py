@@ -25,6 +25,7 @@ from noisyssl.pipelines.evaluate import evaluation_images, logits_of, whole
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.labels import noisy_labels, truth_of
 from noisyssl.pipelines.loader import open_loader
+from noisyssl.pipelines.modality import concerns, stage_views
 from noisyssl.pipelines.pretrain import backbone_of
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
@@ -32,11 +33,10 @@ from noisyssl.pipelines.setup import (
     device_of,
     dropped_of,
     seed_all,
+    seen_by,
     settings_must_hold,
     start_from,
-    seen_by,
 )
-from noisyssl.views import training
 
 LAST = 5
 """Epochs that LAST averages over."""
@@ -79,7 +79,7 @@ def train(
     loader = open_loader(
         samples,
         samples.where("train"),
-        training(config.data.size),
+        stage_views(config, "train"),
         batch=stage.batch,
         seed=config.seed,
         device=device,
@@ -100,6 +100,8 @@ def train(
             run.log(
                 {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
             )
+            for message in concerns(config, "train", samples) if resumed is None else ():
+                run.log({"kind": "warning", "message": message, "time": time.time()})
             kept = Kept(run, stage.epochs)
 
             def save() -> None:

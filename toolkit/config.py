@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from noisyssl.errors import ConfigError, near_miss
+from noisyssl.views import MODALITIES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,8 @@ class DataConfig:
     """Height and width of training and serving, in pixels."""
     fit: str = "crop"
     """How an image becomes square: crop, squash or pad."""
+    modality: str = "natural"
+    """What the images are: natural, histology, xray or fundus; what the views of both stages may change."""
     loader: str = "auto"
     """auto, dali or batched."""
     split_seed: int = 0
@@ -33,6 +36,7 @@ class DataConfig:
         require(self.size >= 16, "data.size", self.size, "at least 16 pixels")
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or above")
         one_of("data.fit", self.fit, ("crop", "squash", "pad"))
+        one_of("data.modality", self.modality, tuple(MODALITIES))
         one_of("data.loader", self.loader, ("auto", "dali", "batched"))
 
 

@@ -1,5 +1,6 @@
 """The report of a pretraining run: what its frozen features were worth, their map, and nearest neighbours."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -23,12 +24,13 @@ COUNT, QUERIES, NEAREST = 60, 4, 3
 def run(tmp_path):
     """A finished pretraining run; sample i is of class i % 3, the last 30 are validation images."""
     rng, labels = np.random.default_rng(0), np.arange(COUNT) % 3
-    rows = ["path,label,split,group"]
+    rows = ["path,label,split,group,digest"]
     for i in range(COUNT):
         path = tmp_path / "images" / f"{i:02}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).save(path)
-        rows.append(f"{path.name},,{'train' if i < 30 else 'val'},{i}")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        rows.append(f"{path.name},,{'train' if i < 30 else 'val'},{i},{digest}")
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "samples.csv").write_text("\n".join(rows) + "\n")

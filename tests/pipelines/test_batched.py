@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from noisyssl.pipelines.batched import apply, resize_matrix
-from noisyssl.pipelines.draws import NO_BLUR, Draws
+from noisyssl.pipelines.draws import draw
 from noisyssl.views import View
 
 
@@ -27,16 +29,14 @@ def picture(height, width, batch=3, seed=0):
 def plain(images, **changed):
     """Draws that do nothing but what is asked."""
     batch, height, width = images.shape[:3]
-    base = {
-        "top": 0, "left": 0, "bottom": height, "right": width, "horizontal": False, "vertical": False,
-        "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "sigma": NO_BLUR,
-    }  # fmt: skip
-    kinds = {"horizontal": bool, "vertical": bool}
-    return Draws(
+    neutral = draw(View(size=24), 0, 0, np.arange(batch), 0, np.full(batch, height), np.full(batch, width))
+    changed = {"top": 0, "left": 0, "bottom": height, "right": width} | changed
+    return replace(
+        neutral,
         **{
-            name: np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (batch,)).copy()
-            for name, value in (base | changed).items()
-        }
+            name: np.broadcast_to(np.asarray(value, (was := getattr(neutral, name)).dtype), was.shape).copy()
+            for name, value in changed.items()
+        },
     )
 
 

@@ -1,12 +1,14 @@
 """Blur and colour: against their formulas, and against DALI's own operators as a peer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from noisyssl.pipelines.colour import blur, finish, twist
-from noisyssl.pipelines.draws import NO_BLUR, Draws
+from noisyssl.pipelines.draws import NO_BLUR, Draws, draw
 from noisyssl.views import View
 
 SIZE = 40
@@ -22,16 +24,13 @@ def pictures(count: int = 20) -> torch.Tensor:
 
 def draws(count: int = 20, **changed) -> Draws:
     """Neutral draws, but for what is given."""
-    base = {
-        "top": 0, "left": 0, "bottom": SIZE, "right": SIZE, "horizontal": False, "vertical": False,
-        "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "sigma": NO_BLUR,
-    }  # fmt: skip
-    kinds = {"horizontal": bool, "vertical": bool}
-    return Draws(
+    neutral = draw(View(size=SIZE), 0, 0, np.arange(count), 0, np.full(count, SIZE), np.full(count, SIZE))
+    return replace(
+        neutral,
         **{
-            name: np.broadcast_to(np.asarray(value, kinds.get(name, np.float32)), (count,)).copy()
-            for name, value in (base | changed).items()
-        }
+            name: np.broadcast_to(np.asarray(value, (was := getattr(neutral, name)).dtype), was.shape).copy()
+            for name, value in changed.items()
+        },
     )
 
 
@@ -88,6 +87,22 @@ def test_a_view_without_colour_and_blur_is_the_crop():
     out = finish(images, View(size=SIZE), random_draws())
     assert torch.equal(out.permute(0, 2, 3, 1), images)
     assert out.data_ptr() == images.data_ptr()
+
+
+def test_steps_on_a_view_without_colour_leave_the_crops_as_they_were():
+    images = pictures()
+    kept = images.clone()
+    view = View(size=SIZE, turn=1.0, stain=1.0, stain_factor=0.2, solarise=0.5, jpeg=0.5, angle=5.0)
+    out = finish(images, view, draws(turns=1, angle=5.0, solarised=True, quality=60, stain_factor=1.2))
+    assert torch.equal(images, kept)
+    assert not torch.equal(out.permute(0, 2, 3, 1), kept)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_solarised_values_from_128_on_are_inverted():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
+    out = finish(images, View(size=16, solarise=1.0), draws(1, solarised=True))[0, 0].flatten().tolist()
+    assert out == [value if value < 128 else 255 - value for value in range(256)]
 
 
 def test_neutral_draws_change_nothing():

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from noisyssl.pipelines.batched import apply
 from noisyssl.pipelines.dali import DaliStream
 from noisyssl.pipelines.draws import Slot, draw
 from noisyssl.pipelines.samples import Samples
-from noisyssl.views import View, evaluation, pair, training
+from noisyssl.views import MODALITIES, View, adapt, evaluation, pair, training
 
 CPU = torch.device("cpu")
 BATCH = 5
 BIG = (View(size=160, area=(0.3, 1.0), ratio=(0.5, 2.0), flip=0.5, upside=0.5),)
 COLOUR_ONLY = (View(size=48, jitter=1.0, brightness=0.6, contrast=0.6, saturation=0.9, hue=0.5),)
+ADAPTED = {name: tuple(adapt(view, name) for view in pair(64)) for name in MODALITIES if name != "natural"}
+ADAPTED["xray without jpeg"] = tuple(replace(view, jpeg=0.0) for view in ADAPTED["xray"])
+SOLARISED = (View(size=48, solarise=0.5),)
 BLUR_ONLY = (View(size=48, blur=0.7, sigma=(0.1, 6.0)),)
 
 
@@ -92,8 +96,8 @@ def stream(samples, views, **settings):
 
 @pytest.mark.parametrize(
     "views",
-    [pair(64), training(48), BIG, COLOUR_ONLY, BLUR_ONLY],
-    ids=["pair", "training", "big", "colour", "blur"],
+    [pair(64), training(48), BIG, COLOUR_ONLY, BLUR_ONLY, *ADAPTED.values(), SOLARISED],
+    ids=["pair", "training", "big", "colour", "blur", *ADAPTED, "solarised"],
 )
 def test_dali_equals_the_batched_reference_on_random_views(samples, views, crop):
     dali = stream(samples, views, crop=crop)
@@ -106,7 +110,9 @@ def test_dali_equals_the_batched_reference_on_random_views(samples, views, crop)
             assert got.shape == expected.shape
             worst = max(worst, (got.float() - expected.float()).abs().mean((1, 2, 3)).max().item())
     dali.close()
-    assert worst < 0.1, "the bound of the project is 2; 0.1 still tells a border rule or a matrix apart"
+    # the bound of the project is 2; 0.1 still tells a border rule or a matrix apart. A crop that DALI rounded
+    # otherwise may tip a coefficient of JPEG's and change its whole block.
+    assert worst < (0.25 if any(view.jpeg for view in views) else 0.1)
 
 
 def test_evaluation_view_is_the_one_that_figures_use(samples, crop):

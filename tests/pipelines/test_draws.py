@@ -11,6 +11,11 @@ from noisyssl.pipelines.draws import ATTEMPTS, NO_BLUR, VIEW, draw, keys, order
 from noisyssl.views import View, evaluation, pair
 
 N = 4000
+TURNED = {
+    "turn": 0.7, "angle": 12.0, "stain": 0.6, "stain_factor": 0.3, "stain_shift": 0.1, "solarise": 0.2,
+    "jpeg": 0.4, "quality": (30, 60),
+}  # fmt: skip
+LATER = ("turns", "angle", "stain_factor", "stain_shift", "solarised", "quality")
 INDEX = np.arange(N)
 HEIGHTS, WIDTHS = np.full(N, 150), np.full(N, 200)
 
@@ -64,13 +69,15 @@ def test_draws_belong_to_the_index_not_to_the_batch():
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}, {"number": 1}])
 def test_seed_epoch_and_view_number_change_every_draw(changed):
-    view = dataclasses.replace(pair(64)[0], jitter=1.0, grey=0.0, blur=1.0, upside=0.5)
+    view = dataclasses.replace(
+        pair(64)[0], jitter=1.0, grey=0.0, blur=1.0, upside=0.5, **{**TURNED, "stain": 1.0, "jpeg": 1.0}
+    )
     base = {"seed": 0, "epoch": 0, "number": 0}
     first, second = (
         draw(view, s["seed"], s["epoch"], INDEX, s["number"], HEIGHTS, WIDTHS) for s in (base, base | changed)
     )
     for name, values in fields(first).items():
-        coincidence = abs(np.corrcoef(values, fields(second)[name])[0, 1])
+        coincidence = abs(np.corrcoef(values.ravel(), fields(second)[name].ravel())[0, 1])
         assert coincidence < 5 / math.sqrt(N), name
 
 
@@ -133,6 +140,78 @@ def test_the_evaluation_view_is_the_evaluation_box_and_nothing_else():
     assert (draws.saturation == 1).all()
     assert (draws.hue == 0).all()
     assert (draws.sigma == NO_BLUR).all()
+    for values in (draws.turns, draws.angle, draws.solarised, draws.quality):
+        assert not values.any()
+    assert (draws.stain_factor == 1).all()
+    assert not draws.stain_shift.any()
+
+
+def test_what_was_drawn_before_views_could_turn_is_still_drawn():
+    """Numbers of a run made then, so that a resumed one goes on with the same views."""
+    view = View(
+        size=64, area=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, upside=0.5, jitter=1.0, brightness=0.4,
+        contrast=0.4, saturation=0.4, hue=0.1, blur=1.0,
+    )  # fmt: skip
+    draws = draw(view, 7, 3, np.array([5]), 1, np.array([150]), np.array([200]))
+    numbers = uniform(keys(7, 3, np.array([5])), VIEW + 1, 2 * ATTEMPTS + 12)[0, 2 * ATTEMPTS + 2 :]
+    assert draws.horizontal[0] == (numbers[0] < 0.5)
+    assert draws.vertical[0] == (numbers[1] < 0.5)
+    got = [draws.brightness, draws.contrast, draws.saturation, draws.hue, draws.sigma]
+    expected = [0.6 + 0.8 * numbers[3], 0.6 + 0.8 * numbers[4], 0.6 + 0.8 * numbers[5],
+                -36 + 72 * numbers[6], 0.1 + 1.9 * numbers[9]]  # fmt: skip
+    np.testing.assert_allclose(np.concatenate(got), expected, rtol=1e-6)
+
+
+def test_turns_stains_and_jpeg_leave_the_other_draws_as_they_were():
+    view = dataclasses.replace(pair(64)[0], upside=0.5)
+    before = fields(draw(view, 1, 2, INDEX, 1, HEIGHTS, WIDTHS))
+    after = fields(draw(dataclasses.replace(view, **TURNED), 1, 2, INDEX, 1, HEIGHTS, WIDTHS))
+    for name in before:
+        assert np.array_equal(before[name], after[name]) == (name not in LATER), name
+
+
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_turn_is_made_of_mirrored_corners_and_a_transposition(flips, turns):
+    box = np.arange(12).reshape(3, 4)
+    draws = dataclasses.replace(
+        draw(View(size=8), 0, 0, np.arange(1), 0, np.full(1, 3), np.full(1, 4)),
+        top=np.zeros(1), left=np.zeros(1), bottom=np.full(1, 3.0), right=np.full(1, 4.0),
+        horizontal=np.array([flips[0]]), vertical=np.array([flips[1]]), turns=np.array([turns]),
+    )  # fmt: skip
+    start, end = draws.corners()
+    mirrored = (end < start)[0]
+    made = box[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
+    made = made.T if draws.transposed()[0] else made
+    flipped = box[:: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+    np.testing.assert_array_equal(made, np.rot90(flipped, turns))
+
+
+def test_rates_and_ranges_of_turns_stains_and_jpeg_are_the_views():
+    draws = draw(View(size=64, **TURNED), 0, 0, INDEX, 0, HEIGHTS, WIDTHS)
+    stained = (draws.stain_factor != 1).any(1)
+
+    def near(share, rate):
+        return abs(share - rate) < 5 * math.sqrt(rate * (1 - rate) / N)
+
+    assert all(near((draws.turns == k).mean(), 0.7 / 4 + (0.3 if k == 0 else 0)) for k in range(4))
+    assert near(stained.mean(), 0.6)
+    assert np.array_equal(stained, (draws.stain_shift != 0).all(1))
+    assert near(draws.solarised.mean(), 0.2)
+    compressed = draws.quality > 0
+    assert near(compressed.mean(), 0.4)
+    assert np.array_equal(np.unique(draws.quality[compressed]), np.arange(30, 61))
+    for values, low, high in (
+        (draws.angle, -12, 12),
+        *((draws.stain_factor[stained, k], 0.7, 1.3) for k in range(3)),
+        *((draws.stain_shift[stained, k], -0.1, 0.1) for k in range(3)),
+        (draws.quality[compressed], 30, 60),
+    ):
+        assert low <= values.min() < low + 0.02 * (high - low)
+        assert high - 0.02 * (high - low) < values.max() <= high
+        assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * len(values))
+    together = np.corrcoef(np.concatenate([draws.stain_factor, draws.stain_shift], 1)[stained].T)
+    assert abs(together - np.eye(6)).max() < 5 / math.sqrt(stained.sum())
 
 
 def test_rates_and_ranges_are_the_views():

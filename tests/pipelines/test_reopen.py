@@ -58,7 +58,8 @@ def test_untouched_data_comes_back_whole(folders, table, tmp_path, kind, how):
     again = reopen_samples(run, source)
     if how.get("labelled") is False:  # a pretraining's: the labels that its probe looks at are the source's
         labelled = open_samples(source)
-        assert again.classes == labelled.classes and again.labels.tolist() == labelled.labels.tolist()
+        assert again.classes == labelled.classes
+        assert again.labels.tolist() == labelled.labels.tolist()
         again = again.unlabelled()
     assert again.digest() == samples.digest()
     for name in ("heights", "widths", "native", "splits", "labels"):

@@ -12,6 +12,7 @@ from noisyssl.cli.options import (
     AllowLeaks,
     Device,
     Json,
+    Modality,
     Quarantine,
     Recipe,
     Seed,
@@ -43,6 +44,7 @@ def build(
     seed: Seed = None,
     device: Device = None,
     size: Size = None,
+    modality: Modality = None,
     quarantine: Quarantine = None,
     allow_leaks: AllowLeaks = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed build stopped.")] = False,
@@ -55,6 +57,7 @@ def build(
         {
             "data.path": str(data.absolute()),
             "data.size": size,
+            "data.modality": modality,
             "data.quarantine": quarantine,
             "data.allow_leaks": allow_leaks,
             "train.noise": noise,

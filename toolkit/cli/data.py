@@ -1,5 +1,6 @@
-"""`noisyssl data`: look at images and labels before anything trains, pack them, paint a practice set."""
+"""`noisyssl data`: look at images, labels and views before anything trains; pack, or paint, a set."""
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -8,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisyssl.cli.options import AllowLeaks, Json, Quarantine
+from noisyssl.cli.options import AllowLeaks, Json, Modality, Quarantine, open_data, resolve
 from noisyssl.cli.progress import counting, tell
+from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
     from noisyssl.pipelines.findings import Identical, Report
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check, pack or generate images.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check, show, pack or generate images.")
 
 SHOWN = 15
 """Findings of one kind that are printed; the tables and --json have all."""
@@ -117,6 +119,65 @@ def identical_lines(what: str, found: "Identical") -> list[str]:
 def printable(text: str) -> str:
     """`text` on one line, whatever bytes a file name holds."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+@app.command()
+def views(
+    data: Source,
+    modality: Modality = None,
+    method: Annotated[str, typer.Option(help="Self-supervised method whose views are shown.")] = "simclr",
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("views.png"),
+    size: Annotated[int, typer.Option(min=16, help="Height and width of training in pixels.")] = 224,
+    images: Annotated[int, typer.Option(min=1, max=100, help="Images shown, one a row.")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice and of every draw.")] = 0,
+    allow_leaks: AllowLeaks = None,
+    quarantine: Quarantine = None,
+) -> None:
+    """A contact sheet: originals, and what pretraining and training will make of them."""
+    must_be_new_png(out)
+    config = resolve(
+        None,
+        None,
+        {
+            "data.path": str(data),
+            "data.modality": modality,
+            "data.size": size,
+            "data.allow_leaks": allow_leaks,
+            "data.quarantine": quarantine,
+            "pretrain.method": method,
+            "seed": seed,
+        },
+    )
+    from noisyssl.disk import write_whole
+    from noisyssl.pipelines.contact_sheet import contact_sheet
+    from noisyssl.pipelines.modality import concerns, stage_views
+
+    shown = stage_views(config, "pretrain")
+    samples = open_data(config)
+    for message in concerns(config, "pretrain", samples):
+        say(message)
+    groups = [
+        (f"{method} view", shown, max(1, 6 // len(shown))),
+        ("training view", stage_views(config, "train"), 2),
+    ]
+    title = (
+        f"noisyssl data views {data.name} --modality {config.data.modality} --method {method} --seed {seed}"
+    )
+    sheet = contact_sheet(samples, groups, title=title, size=size, seed=seed, rows=images)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write_whole(out, buffer.getvalue())
+    typer.echo(f"{out} shows {min(images, len(samples.where('train')))} training images.")
+
+
+def must_be_new_png(out: Path) -> None:
+    """Raises ConfigError for what cannot be written, before the images are scanned."""
+    if out.exists():
+        raise ConfigError(f"--out {out} already exists; name another file.")
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out is {out}; the sheet is a PNG file: give it a name ending in .png.")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out is {out}, but there is no folder {out.parent}; create it first.")
 
 
 @app.command()

@@ -20,6 +20,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
+Modality = Annotated[
+    str | None,
+    typer.Option(help="What the images are: natural, histology, xray or fundus; see `data views`."),
+]
 Quarantine = Annotated[bool | None, typer.Option("--quarantine", help="Leave broken files out and go on.")]
 AllowLeaks = Annotated[
     bool | None, typer.Option("--allow-leaks", help="Go on although images or groups cross splits.")

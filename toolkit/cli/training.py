@@ -14,6 +14,7 @@ from noisyssl.cli.options import (
     Device,
     Epochs,
     Json,
+    Modality,
     Quarantine,
     Recipe,
     Seed,
@@ -51,6 +52,7 @@ def pretrain(
     epochs: Epochs = None,
     batch: Batch = None,
     size: Size = None,
+    modality: Modality = None,
     quarantine: Quarantine = None,
     allow_leaks: AllowLeaks = None,
     resume: Resume = False,
@@ -62,7 +64,7 @@ def pretrain(
         "pretrain.weights": _path(weights),
         "pretrain.epochs": epochs,
         "pretrain.batch": batch,
-    } | _shared(data, seed, device, size, quarantine, allow_leaks)
+    } | _shared(data, seed, device, size, modality, quarantine, allow_leaks)
     config = settings(out, "pretrain", recipe, set_, flags, resume)
     metrics = run_stage("pretrain", config, out, resume=resume)
     if as_json:
@@ -92,6 +94,7 @@ def train(
     epochs: Epochs = None,
     batch: Batch = None,
     size: Size = None,
+    modality: Modality = None,
     quarantine: Quarantine = None,
     allow_leaks: AllowLeaks = None,
     resume: Resume = False,
@@ -112,9 +115,11 @@ def train(
         "train.weights": _path(weights),
         "train.epochs": epochs,
         "train.batch": batch,
-    } | _shared(data, seed, device, size, quarantine, allow_leaks)
+    } | _shared(data, seed, device, size, modality, quarantine, allow_leaks)
     start = architecture_of(init) if init else None
     config = settings(out, "train", recipe, set_, flags, resume, start)
+    if init:
+        _tell_modality(init, config)
     samples = None
     if before is not None:
         from noisyssl.pipelines import pretrain, train
@@ -204,11 +209,17 @@ def run_stage(
 
 
 def architecture_of(init: Path) -> dict[str, Any]:
-    """The settings a pretraining run imposes: its backbone, stem and image size."""
+    """The settings a pretraining run implies: its backbone, stem and image size, and what its images are."""
     from noisyssl.pipelines.pretrain import backbone_of
+    from noisyssl.pipelines.run import Run
 
     _, facts = backbone_of(init)
-    return {"backbone": facts["backbone"], "stem": facts["stem"], "data.size": facts["size"]}
+    return {
+        "backbone": facts["backbone"],
+        "stem": facts["stem"],
+        "data.size": facts["size"],
+        "data.modality": Run.open(init, "pretrain").config().data.modality,
+    }
 
 
 def summary(metrics: dict[str, Any]) -> list[str]:
@@ -254,6 +265,15 @@ def _events(config: "Config", stage: str, run: "Run") -> Any:
     return tensorboard(run.folder / "tensorboard")
 
 
+def _tell_modality(init: Path, config: "Config") -> None:
+    """A note where pretraining and training take the images for different things."""
+    from noisyssl.pipelines.run import Run
+
+    before, now = Run.open(init, "pretrain").config().data.modality, config.data.modality
+    if before != now:
+        tell(f"note: {init} was pretrained with --modality {before}, this run has {now}.")
+
+
 def _without_training(config: "Config") -> "Config":
     """The configuration of the pretraining run: what training starts from is not there yet."""
     return replace(config, train=replace(config.train, init=""))
@@ -264,12 +284,14 @@ def _shared(
     seed: int | None,
     device: str | None,
     size: int | None,
+    modality: str | None,
     quarantine: bool | None,
     allow_leaks: bool | None,
 ) -> dict[str, Any]:
     return {
         "data.path": _path(data),
         "data.size": size,
+        "data.modality": modality,
         "data.quarantine": quarantine,
         "data.allow_leaks": allow_leaks,
         "seed": seed,

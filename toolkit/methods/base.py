@@ -25,6 +25,8 @@ class SSLMethod(Objective):
     """contrastive, joint-embedding, pretext or generative."""
     least_batch: ClassVar[int] = 1
     """Smallest batch the loss is defined for."""
+    upright: ClassVar[bool] = False
+    """Its task is to tell which way is up, which images without such a way cannot answer."""
 
     def __init__(self, backbone: Backbone, config: Any, size: int) -> None:
         super().__init__()
