@@ -5,11 +5,13 @@ Each command's file imports what is heavy inside the command, so that `--help` a
 
 import os
 import sys
+import traceback
 
 import typer
 
 from noisyssl.cli import bench, build, data, doctor, evaluate, export, predict, probe, report, training
-from noisyssl.errors import NoisySSLError
+from noisyssl.errors import ConfigError, NoisySSLError, TrainingError
+from noisyssl.pipelines import launch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,11 +31,17 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def noisyssl(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=show_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     """Pretrain without labels, fine-tune under label noise, export with proof, serve."""
+    if launch.started() and context.invoked_subcommand != "pretrain":
+        raise ConfigError(
+            f"torchrun started several processes, but `noisyssl {context.invoked_subcommand}` works in one; "
+            "only pretrain uses several. Start it without torchrun."
+        )
 
 
 app.add_typer(data.app, name="data")
@@ -53,13 +61,13 @@ app.command()(doctor.doctor)
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command and exit with the code of its outcome (design: 0 ok, 2-7 by kind, 1 our bug)."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    launch.leave(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: list[str]) -> int:
     """The exit code of one command; what the user can fix is one line on stderr."""
     try:
-        return app(argv, standalone_mode=False) or 0
+        return app(argv, standalone_mode=False, obj=argv) or 0
     except NoisySSLError as error:
         return fail(str(error), error.code)
     except KeyboardInterrupt:
@@ -81,9 +89,18 @@ def run(argv: list[str]) -> int:
             return fail(f"{error.format_message()} See --help.", 2)
         if type(error).__name__ in ("Exit", "Abort"):
             return getattr(error, "exit_code", 130)
-        raise
+        if launch.is_lost_peer(error):
+            return TrainingError.code  # whoever ended first says why
+        if not launch.started():
+            raise
+        launch.note_failure(traceback.format_exc())
+        if launch.is_first_to_fail():
+            traceback.print_exc()
+        return 1
 
 
 def fail(message: str, code: int) -> int:
-    typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    launch.note_failure(message)
+    if launch.is_first_to_fail():
+        typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     return code

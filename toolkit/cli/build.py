@@ -140,7 +140,7 @@ def finish(result: dict[str, Any], out: Path, began: float | None) -> dict[str, 
 
 def _tell(result: dict[str, Any]) -> None:
     """The final table: what pretraining gave, BEST and LAST, beside what colour alone can tell."""
-    from noisyssl.cli.training import interval
+    from noisyssl.cli.figures import interval
 
     tuned = result["pretrained"]
     noise = tuned["noise"]

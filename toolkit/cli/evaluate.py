@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.figures import interval
 from noisyssl.cli.options import Device, Json, Quarantine
-from noisyssl.cli.training import interval
 from noisyssl.errors import ConfigError, DataError, near_miss
 
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ def open_data(config: "Config", labelled: bool | None = None, classify: bool = T
     `labelled` and `classify` as in `open_samples`.
     """
     from noisyssl.cli.progress import counting
+    from noisyssl.distributed import rank
     from noisyssl.errors import ConfigError
     from noisyssl.pipelines.scan import open_samples
 
@@ -60,6 +61,6 @@ def open_data(config: "Config", labelled: bool | None = None, classify: bool = T
             threads=config.threads,
             progress=progress,
         )
-    for note in samples.notes:
+    for note in samples.notes if rank() == 0 else ():
         typer.echo(f"note: {note}", err=True)
     return samples
