@@ -98,8 +98,9 @@ def test_training_together_is_training_alone(two):
 def test_a_signal_to_one_stops_all_at_the_same_step(two):
     first, second = answers(two, "stopping")
     assert first == second
-    assert first["code"] == 143
-    assert first["saved"] == [first["step"]] == [3]  # asked after the second step, answered one later
+    within, between = first
+    assert within == {"code": 143, "step": 3, "saved": [3]}  # asked after the second step, answered one later
+    assert between == {"code": 143, "step": 2, "saved": [1, 2]}
 
 
 def test_a_loss_that_is_no_number_in_one_process_stops_all_before_anything_moves(two):
@@ -135,6 +136,14 @@ def test_three_processes_resume_to_the_same_bits(tmp_path):
     for answer in answers(tmp_path, "resuming", 3):
         assert answer["same"]
         assert answer["from"] < answer["to"] - 1
+
+
+@pytest.mark.slow
+def test_compiled_training_together_agrees_with_eager(tmp_path):
+    ask(tmp_path, 2, "compiling")
+    for eager, compiled in answers(tmp_path, "compiling"):
+        assert len(eager) == 4
+        assert compiled == pytest.approx(eager, rel=1e-5)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])

@@ -9,6 +9,7 @@ that is alone gets from `gradients` and `training` what one process computes of 
 import dataclasses
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from noisyssl.backbones import build_backbone
 from noisyssl.batch import Batch
 from noisyssl.checkpoint import digest
 from noisyssl.config import PretrainConfig
-from noisyssl.distributed import exchange, rank, world
+from noisyssl.distributed import exchange, gather, rank, world
 from noisyssl.errors import NoisySSLError
 from noisyssl.methods import METHODS
 from noisyssl.objective import Objective
@@ -175,29 +176,30 @@ def training(folder=None):
 
 
 def stopping(folder):
-    """A process that is told to stop, and how far each one gets."""
-    asked, stage = [], PretrainConfig(epochs=3, optimizer="sgd", checkpoint_minutes=100)
-    state = prepare(Line(), stage, CPU)
+    """The last process is told to stop after its second question: how far each gets, within and between epochs.
+
+    With one step an epoch, only the ends of epochs ask.
+    """
+    return [stopped_training(steps_of_an_epoch) for steps_of_an_epoch in (4, 1)]
+
+
+def stopped_training(steps_of_an_epoch: int) -> dict:
+    asked, saved, stage = [], [], PretrainConfig(epochs=4, optimizer="sgd", checkpoint_minutes=100)
+    state, loader = prepare(Line(), stage, CPU), Given(ONE, steps_of_an_epoch)
 
     def stopped():
         asked.append(1)
         return 15 if rank() == world() - 1 and len(asked) >= 2 else None
 
-    saved = []
+    def save():
+        saved.append(state.step)
+
     try:
-        for _ in fit(
-            state,
-            Given(ONE),
-            stage,
-            device=CPU,
-            predict=len,
-            log=len,
-            save=lambda: saved.append(state.step),
-            stopped=stopped,
-        ):
-            pass  # fmt: skip
+        for _ in fit(state, loader, stage, device=CPU, predict=len, log=len, save=save, stopped=stopped):
+            pass
     except NoisySSLError as error:
         return {"code": error.code, "step": state.step, "saved": saved}
+    return {"code": 0, "step": state.step, "saved": saved}
 
 
 def poisoned(folder):
@@ -235,6 +237,29 @@ def messages(folder):
     return {"heard": exchange({"rank": rank(), "text": "é" * rank()})}
 
 
+class Crossed(Objective):
+    """A layer, a BatchNorm and a loss over the embeddings of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+    def forward(self, batch):
+        z = self.net(batch.views[0].float().mean((2, 3)) / 255)
+        return {"loss": F.cross_entropy(z @ gather(z).T, torch.arange(len(z)) + rank() * len(z))}
+
+
+def compiling(folder):
+    """Losses of four steps without and with torch.compile."""
+    losses = []
+    for compiled in (False, True):
+        stage = PretrainConfig(epochs=1, optimizer="sgd", lr=0.5, warmup=0.0, log_every=1, compile=compiled)
+        log, _ = train(prepare(Crossed(), stage, CPU), Given(ONE, 4), stage)
+        losses.append([entry["loss"] for entry in log])
+    return losses
+
+
 def resuming(folder):
     """Whether training from the first checkpoint ends with the same bits as training that went on."""
     stage = PretrainConfig(epochs=1, optimizer="sgd", lr=0.1, warmup=0.0, checkpoint_minutes=1e-9)
@@ -249,10 +274,11 @@ def resuming(folder):
     return {"from": step, "to": whole.step, "same": all(torch.equal(ours[k], v) for k, v in theirs.items())}
 
 
-QUESTIONS = (methods, training, stopping, poisoned, dropping, messages, resuming)
+QUESTIONS = (methods, training, stopping, poisoned, dropping, messages, compiling, resuming)
 
 
 def main(folder: Path, asked: list[str]) -> None:
+    launch.PATIENCE = timedelta(minutes=1)  # who lose each other shall fail the test, not hold it up
     torch.set_num_threads(1)
     with launch.joined():
         for question in QUESTIONS:
