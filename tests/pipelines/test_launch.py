@@ -200,3 +200,27 @@ def test_threads_are_shared_among_the_processes_of_a_machine(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
     assert threads_of(0) == 1
     assert threads_of(3) == 3
+
+
+def test_the_slurm_example_starts_torchrun_and_resumes_what_is_there(tmp_path):
+    """With stand-ins for Slurm's commands: `srun` prints what it would run on each machine."""
+    for name, body in {"scontrol": "printf 'gpu07\\ngpu08\\n'", "srun": 'printf "%s\\n" "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_NODELIST": "gpu[07-08]",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_ID": "9",
+    }
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = Path(__file__).parents[2] / "examples" / "slurm.sh"
+    for resume in ([], ["--resume"]):
+        command = ["bash", str(script), "my data", str(tmp_path / "run"), "--method", "simclr"]
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert said.splitlines() == [
+            "torchrun", "--nnodes", "2", "--nproc-per-node", "4", "--rdzv-backend", "c10d", "--rdzv-id", "9",
+            "--rdzv-endpoint", "gpu07:29500", "-m", "noisyssl.cli", "pretrain", "my data", "--out",
+            str(tmp_path / "run"), *resume, "--method", "simclr",
+        ]  # fmt: skip
+        (tmp_path / "run").mkdir(exist_ok=True)

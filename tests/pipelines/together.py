@@ -176,9 +176,9 @@ def training(folder=None):
 
 
 def stopping(folder):
-    """The last process is told to stop after its second question: how far each gets, within and between epochs.
+    """The last process is told to stop after its second question: how far each process gets.
 
-    With one step an epoch, only the ends of epochs ask.
+    First within an epoch; then with one step an epoch, so that only the ends of epochs ask.
     """
     return [stopped_training(steps_of_an_epoch) for steps_of_an_epoch in (4, 1)]
 

@@ -17,7 +17,7 @@ Set = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
+Batch = Annotated[int | None, typer.Option(help="Images per batch, of all processes together.")]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
 Quarantine = Annotated[bool | None, typer.Option("--quarantine", help="Leave broken files out and go on.")]
 AllowLeaks = Annotated[
