@@ -1,8 +1,8 @@
 """Question "scaling": images a second of a pretraining step by one process and by several.
 
 Weak scaling: each process has the same batch, so several do as many times the work, and what they lose is the
-price of averaging gradients, joining BatchNorms and gathering embeddings. Images are made up and on the
-device already. Both sides are up all the time and take turns; between turns they sleep.
+price of averaging gradients, joining BatchNorms and gathering embeddings. The step is that of question
+"step": nothing is loaded. Both sides are up all the time and take turns; between turns they sleep.
 
     python -m noisyssl.benchmarks.scaling FOLDER PROCESSES      # one side, started by `measure`
 """
@@ -31,8 +31,8 @@ class Work:
     """What each process does in a turn."""
 
     method: str = "simclr"
-    backbone: str = "resnet18"
-    size: int = 64
+    recipe: str = "small"
+    """Backbone, size, optimizer and the method's widths."""
     batch: int = 32
     """Images of one process in one step."""
     threads: int = 1
@@ -120,62 +120,47 @@ def serve(folder: Path, count: int) -> None:
     from noisyssl.distributed import rank, wait_for_all
 
     with launch.joined():
-        turn = -1
-        step: Callable[[], None] | None = None
+        number = -1
+        turn: Callable[[], None] | None = None
         while not (folder / "end").exists():
-            if not (folder / f"{count}.{turn}.go").exists():
+            if not (folder / f"{count}.{number}.go").exists():
                 time.sleep(POLL)
                 continue
-            if step is None:
-                work = Work(**json.loads((folder / "work.json").read_text()))
-                step, facts = prepared(work)
+            if turn is None:
+                turn, facts = prepared(Work(**json.loads((folder / "work.json").read_text())))
             wait_for_all()
             began = time.perf_counter()
-            for _ in range(work.steps):
-                step()
+            turn()
             wait_for_all()
             if rank() == 0:
-                done = folder / f"{count}.{turn}.tmp"
+                done = folder / f"{count}.{number}.tmp"
                 done.write_text(json.dumps(facts | {"seconds": time.perf_counter() - began}))
-                done.rename(folder / f"{count}.{turn}.json")
-            turn += 1
+                done.rename(folder / f"{count}.{number}.json")
+            number += 1
 
 
-def prepared(work: Work) -> tuple[Callable[[], None], dict[str, str]]:
-    """A step that ends when the device has done it, and where it computes."""
+def prepared(work: Work) -> tuple[Callable[[], None], dict[str, Any]]:
+    """The steps of a turn, done when the device has done them, and where they are computed."""
     import torch
-    from torch import distributed as dist
 
-    from noisyssl.backbones import build_backbone
-    from noisyssl.batch import Batch
-    from noisyssl.config import PretrainConfig
-    from noisyssl.distributed import rank, world
-    from noisyssl.methods import METHODS
-    from noisyssl.pipelines.fit import dtype_of, prepare, step
-    from noisyssl.pipelines.setup import device_of, seed_all
+    from noisyssl.benchmarks.step import config_of, method_step
+    from noisyssl.distributed import world
+    from noisyssl.pipelines.setup import device_of
 
     torch.set_num_threads(work.threads)
-    seed_all(0)
-    device, stage, kind = device_of("auto"), PretrainConfig(), METHODS[work.method]
-    method = kind(build_backbone(work.backbone), kind.Config(), work.size)
-    state = prepare(method, stage, device)
-    generator = torch.Generator().manual_seed(rank())
-    views = tuple(
-        torch.randint(0, 256, (work.batch, 3, v.size, v.size), dtype=torch.uint8, generator=generator)
-        .to(device, memory_format=torch.channels_last)
-        for v in kind.views(work.size)
-    )  # fmt: skip
-    index = torch.arange(work.batch, device=device) + rank() * work.batch
-    batch = Batch(views=views, index=index, key=index)
+    gpu = device_of("auto").type == "cuda"
+    config = config_of(work.method, work.recipe, work.batch)
+    step = method_step(config)
 
-    def one() -> None:
-        _, ok = step(state, [batch], stage.lr, stage.clip, device, dtype_of(stage, device))
-        method.after_step(0.5, ok)
-        if device.type == "cuda":
+    def turn() -> None:
+        for _ in range(work.steps):
+            step()
+        if gpu:
             torch.cuda.synchronize()
 
-    backend = ("nccl" if device.type == "cuda" else dist.get_backend()) if world() > 1 else "none"
-    return one, {"device": str(device), "backend": backend}
+    backend = ("nccl" if gpu else "gloo") if world() > 1 else "none"
+    where = {"device": device_of("auto").type, "backend": backend}
+    return turn, where | {"backbone": config.backbone, "size": config.data.size}
 
 
 def main(arguments: list[str]) -> int:

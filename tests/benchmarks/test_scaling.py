@@ -1,15 +1,19 @@
 """Both sides of the scaling benchmark take their turns and end."""
 
+from dataclasses import replace
+
 import pytest
 
 from noisyssl.benchmarks import scaling
 from noisyssl.errors import ConfigError, MachineError
 
-TINY = scaling.Work(backbone="resnet18-w16", size=32, batch=4, steps=1)
+TINY = scaling.Work(batch=4, steps=1)
 
 
-def test_one_and_two_processes_take_turns():
-    made = scaling.measure(TINY, processes=2, runs=2)
+def test_one_and_two_processes_take_turns(tmp_path):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('backbone = "resnet18-w16"\ndata.size = 32\n')
+    made = scaling.measure(replace(TINY, recipe=str(recipe)), processes=2, runs=2)
     figures = made["figures"]
     assert figures["1 process images/s"] > 0
     assert figures["2 processes images/s"] > 0

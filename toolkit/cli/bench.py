@@ -88,8 +88,7 @@ def scan(threads: Threads = 0, out: Out = None, as_json: Json = False) -> None:
 def scaling(
     processes: Annotated[int, typer.Option(help="Processes; 0 is one per GPU, 2 without several.")] = 0,
     method: Annotated[str, typer.Option(help="Self-supervised method.")] = "simclr",
-    backbone: Annotated[str, typer.Option(help="Its backbone.")] = "resnet18",
-    size: Annotated[int, typer.Option(help="Pixels.")] = 64,
+    recipe: Annotated[str, typer.Option(help="Backbone, size, optimizer, widths.")] = "small",
     batch: Annotated[int, typer.Option(help="Images per process.")] = 32,
     steps: Annotated[int, typer.Option(help="Steps in one turn.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads of each process.")] = 1,
@@ -100,9 +99,7 @@ def scaling(
     """Images a second of a pretraining step by one process and by several, each with the same batch."""
     from noisyssl.benchmarks.scaling import Work, measure
 
-    work = Work(
-        method=method, backbone=backbone, size=size, batch=batch, steps=steps, threads=threads
-    )  # fmt: skip
+    work = Work(method=method, recipe=recipe, batch=batch, steps=steps, threads=threads)
     tell([measure(work, processes, runs)], out, as_json)
 
 
