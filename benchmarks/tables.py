@@ -84,6 +84,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "inference": generic,
     "scan": generic,
     "kill": generic,
+    "scaling": generic,
     "calibration": generic,
     "histology_lung3": generic,
     "chest_xray3": generic,

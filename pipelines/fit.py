@@ -3,17 +3,24 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from noisyssl.batch import Batch
 from noisyssl.config import Stage
+from noisyssl.distributed import exchange, mean_over_processes, wait_for_all, world
 from noisyssl.errors import ConfigError, Stopped, TrainingError
+from noisyssl.layers import join_batchnorms
 from noisyssl.objective import Objective, Predict
 from noisyssl.optim import build_optimizer, cosine, update
 from noisyssl.pipelines.loader import Loader
+from noisyssl.pipelines.signals import Wishes
 from noisyssl.pipelines.state import State, average_of, follow
 
 Log = Callable[[dict[str, Any]], None]
@@ -21,6 +28,8 @@ Log = Callable[[dict[str, Any]], None]
 
 def prepare(objective: Objective, stage: Stage, device: torch.device) -> State:
     """The state before the first step: objective on `device` in channels-last, optimizer, scaler, average."""
+    if world() > 1 and objective.sync_batchnorm:
+        join_batchnorms(objective, device)
     objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = average_of(objective) if stage.ema else None
     optimizer = build_optimizer(
@@ -31,9 +40,33 @@ def prepare(objective: Objective, stage: Stage, device: torch.device) -> State:
         momentum=stage.momentum,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype_of(stage, device) is torch.float16)
+    network = joined(objective) if world() > 1 else objective
     if stage.compile:
         objective.compile()  # in place: names of parameters stay as they are
-    return State(objective=objective, optimizer=optimizer, scaler=scaler, average=average)
+    return State(objective=objective, network=network, optimizer=optimizer, scaler=scaler, average=average)
+
+
+def joined(objective: Objective) -> DistributedDataParallel:
+    """`objective` with its gradients averaged over the processes.
+
+    DDP lays its buckets out anew after the first backward pass, and a sum over three processes or more
+    depends on the layout to the last bit. So that the first step after a resume is like any other, that first
+    pass happens here, over nothing but the parameters. (No static_graph: it breaks accumulation, pytorch
+    #187732, and compilation, #109261; without unused parameters it would gain nothing.)
+    """
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # after torch 2.11
+    buffers = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    network = DistributedDataParallel(objective, gradient_as_bucket_view=True, **buffers)  # type: ignore[arg-type]
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+
+    def touch() -> Tensor:
+        return torch.stack([p.sum() for p in parameters]).sum()
+
+    objective.forward = touch  # type: ignore[method-assign, assignment]
+    network().backward()
+    del objective.forward
+    objective.zero_grad(set_to_none=True)
+    return network
 
 
 def fit(
@@ -58,6 +91,8 @@ def fit(
         save: writes a checkpoint of `state`.
         stopped: number of a signal that asks to end; the loop then saves and raises.
 
+    Several processes take the same steps, and stop at the same one.
+
     Raises:
         TrainingError: a loss or a gradient was not finite; names the step and the samples. Nothing
             has moved since: such a step changes neither weights, optimizer, averages nor queues.
@@ -66,7 +101,7 @@ def fit(
     dtype = dtype_of(stage, device)
     steps_per_epoch = math.ceil(len(loader) / stage.accumulate)
     steps = steps_per_epoch * stage.epochs
-    window = Window(state, stage, steps, log)
+    window, wishes = Window(state, stage, steps, log), Wishes(stopped)
     loader.start(state.epoch, state.position, loader.dropped)
     saved_at = time.monotonic()
     while state.epoch < stage.epochs:
@@ -86,20 +121,20 @@ def fit(
                 window.flush()
             if epoch > state.epoch:
                 continue  # that was the last step: the epoch's own end saves
-            if (
-                signal := stopped()
-            ) is not None or time.monotonic() - saved_at > 60 * stage.checkpoint_minutes:
+            signal, due = wishes.between_steps(time.monotonic() - saved_at > 60 * stage.checkpoint_minutes)
+            if signal or due:
                 window.flush()
                 save()
                 saved_at = time.monotonic()
-                if signal is not None:
+                if signal:
+                    wait_for_all()  # whoever leaves first ends the others: not while one still writes
                     raise Stopped(signal)
         window.flush()
         state.epoch, state.position = state.epoch + 1, 0
         yield state.epoch
         save()
         saved_at = window.since = time.monotonic()  # images/s are those of steps alone
-        if (signal := stopped()) is not None and state.epoch < stage.epochs:
+        if (signal := wishes.now()) and state.epoch < stage.epochs:
             raise Stopped(signal)
 
 
@@ -112,13 +147,15 @@ def step(
         lr = stage.lr if settings.get("constant") else rate
         settings["lr"] = lr * settings.get("lr_scale", 1.0)
     totals: dict[str, Tensor] = {}
-    for batch in group:
+    for number, batch in enumerate(group, start=1):
         batch = batch.to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            terms = state.objective(batch)
-        scaler.scale(terms["loss"] / len(group)).backward()
+        with averaged_later(state.network) if number < len(group) else nullcontext():
+            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                terms = state.network(batch)
+            scaler.scale(terms["loss"] / len(group)).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach().float() / len(group)
+    totals = mean_over_processes(totals)  # so all judge the same loss below
     scaler.unscale_(optimizer)
     gradients = [p.grad for p in state.objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
@@ -133,6 +170,11 @@ def step(
         update(optimizer, ok)
     optimizer.zero_grad(set_to_none=True)
     return totals | {"grad_norm": norm}, ok
+
+
+def averaged_later(network: torch.nn.Module) -> Any:
+    """A context in which gradients add up in each process, until a backward pass outside averages them."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 class Window:
@@ -170,7 +212,7 @@ class Window:
                 f"down to {self.state.scaler.get_scale():g}; set {section}.precision=float32 or bf16."
             )
         now = time.monotonic()
-        images = sum(len(index) for row in self.rows for index in row[1])
+        images = world() * sum(len(index) for row in self.rows for index in row[1])
         self.log(
             {
                 "kind": "step",
@@ -193,7 +235,7 @@ class Window:
 
     def _what_failed(self, number: int, indices: list[Tensor], loss: float) -> str:
         section = self.stage.section()
-        samples = torch.cat(indices).tolist()
+        samples = list(chain(*exchange(torch.cat(indices).tolist())))
         shown = ", ".join(map(str, samples[:16])) + (f", ... ({len(samples)})" if len(samples) > 16 else "")
         what = f"loss is {loss}" if not math.isfinite(loss) else f"a gradient is not finite (loss {loss:.4g})"
         return (

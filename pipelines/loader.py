@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from noisyssl.batch import Batch
+from noisyssl.distributed import exchange
 from noisyssl.errors import ConfigError, DataError, MachineError
 from noisyssl.images import BadImage
 from noisyssl.pipelines import batched
 from noisyssl.pipelines.colour import sent
 from noisyssl.pipelines.dali import DaliStream
-from noisyssl.pipelines.draws import Slot, draw, keys, order
+from noisyssl.pipelines.draws import Slot, draw, keys
 from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.schedule import Schedule, must_be_shared
 from noisyssl.views import View
 
 Kind = Literal["auto", "dali", "batched"]
@@ -65,6 +67,8 @@ def open_loader(
     threads: int = 2,
     quarantine: bool = False,
     labels: Tensor | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Loader:
     """A loader of `views` of the samples with these `indices`.
 
@@ -72,7 +76,7 @@ def open_loader(
         samples: the data set.
         indices: (M,) int64; each comes exactly once per epoch, unless the last partial batch is dropped.
         views: what each batch holds of its samples.
-        batch: samples per batch.
+        batch: samples per batch, over all processes.
         seed: of order and augmentation.
         device: where batches arrive; DALI computes there too.
         kind: `auto` is DALI where it is installed.
@@ -81,9 +85,12 @@ def open_loader(
         threads: that decode and augment on the CPU.
         quarantine: a file that broke since the scan is dropped instead of ending the run.
         labels: (N,) int64 over all samples.
+        rank: number of this process among those that share each batch.
+        world: how many they are. Each gets its part of the very batches that one process alone would get;
+            with `quarantine` all must ask for each batch together.
 
     Raises:
-        ConfigError: there is not a single batch.
+        ConfigError: there is not a single batch, or it cannot be shared evenly.
         MachineError: DALI is asked for and missing.
     """
     if len(indices) < (batch if drop_last else 1):
@@ -91,7 +98,10 @@ def open_loader(
             f"batch is {batch} with {len(indices)} samples; an epoch needs at least one full batch. "
             "Lower the batch size or add images."
         )
-    schedule = Schedule(indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last)
+    must_be_shared(batch, world)
+    schedule = Schedule(
+        indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
+    )
     return _Loader(
         samples, views, schedule, use_dali=uses_dali(kind), device=device, threads=threads,
         quarantine=quarantine, labels=labels,
@@ -111,50 +121,6 @@ def uses_dali(kind: str) -> bool:
             "Run `pip install noisyssl[train]` on Linux, or choose loader = 'batched'."
         )
     return kind == "dali" or (kind == "auto" and installed)
-
-
-class Schedule:
-    """Which samples batch `position` of an epoch holds: a pure function of seed, indices and batch size."""
-
-    def __init__(self, indices: np.ndarray, *, batch: int, seed: int, shuffle: bool, drop_last: bool) -> None:
-        self.indices, self.batch, self.seed, self.shuffle = np.sort(indices), batch, seed, shuffle
-        self.count = len(indices) // batch if drop_last else -(-len(indices) // batch)
-        self.largest = batch
-        if shuffle and not drop_last and len(indices) > batch > 1 and len(indices) % batch == 1:
-            self.count, self.largest = self.count - 1, batch + 1  # BatchNorm cannot train on a single image
-        self._order: tuple[int, np.ndarray] = (-1, self.indices)
-
-    def index(self, epoch: int, position: int) -> np.ndarray:
-        """(B,) int64 samples of one batch, before any is dropped."""
-        if self.shuffle and self._order[0] != epoch:
-            self._order = epoch, order(self.seed, epoch, self.indices)
-        end = (position + 1) * self.batch
-        if position == self.count - 1 and self.largest > self.batch:
-            end += 1
-        return self._order[1][position * self.batch : end]
-
-    def slots(self, epoch: int, position: int, dropped: Mapping[int, str]) -> Iterator[Slot]:
-        """Every batch from here on, for ever, without the dropped samples and without empty batches.
-
-        Nothing moves up into the place of a dropped sample: all other batches stay as they are. Where
-        dropping leaves one image of several in a training batch, that one is left out as well.
-        """
-        gone = np.fromiter(dropped, np.int64, len(dropped))
-        while not np.isin(self.indices, gone).all():
-            empty = position == 0
-            for place in range(position, self.count):
-                full = self.index(epoch, place)
-                index = full[~np.isin(full, gone)]
-                alone = self.shuffle and len(index) == 1 < len(full)  # BatchNorm cannot train on it
-                if len(index) and not alone:
-                    empty = False
-                    yield Slot((epoch, place), index)
-            if empty:
-                raise DataError(
-                    f"{len(gone)} of {len(self.indices)} samples were dropped; restore the files."
-                )
-            epoch, position = epoch + 1, 0
-        raise DataError(f"all {len(self.indices)} samples were dropped; restore the files.")
 
 
 class BatchedStream:
@@ -251,8 +217,8 @@ class _Loader:
             slots = self._schedule.slots(*self.position, self.dropped)
             kind = DaliStream if self._use_dali else BatchedStream
             self._stream = kind(
-                self._samples, self._views, slots, batch=self._schedule.largest, seed=self._schedule.seed,
-                device=self._device, threads=self._threads,
+                self._samples, self._views, slots, batch=-(-self._schedule.largest // self._schedule.world),
+                seed=self._schedule.seed, device=self._device, threads=self._threads,
             )  # fmt: skip
             self.position = self._stream.flying[0].place
         return self._stream
@@ -261,16 +227,24 @@ class _Loader:
         """The next batch; None where broken files were dropped, so that what comes next has changed."""
         stream = self._opened()
         slot = stream.flying[0]
+        views, broken = None, {}
         try:
             views = next(stream)
         except Exception as error:  # DALI has no exception of its own for a file that it cannot decode
-            self._drop_broken(error, stream.flying)
+            broken = self._broken(error, stream.flying)
+        if self._quarantine and self._schedule.world > 1:
+            # JSON keys are text; what one process found changes every process's part of the batches
+            found = exchange({str(index): reason for index, reason in broken.items()})
+            broken = {int(index): reason for one in found for index, reason in one.items()}
+        if broken or views is None:
+            self.close()
+            self.dropped |= broken
             return None
         self.position = stream.flying[0].place
         return slot, views
 
-    def _drop_broken(self, error: Exception, flying: Sequence[Slot]) -> None:
-        """Drop the broken files among those in flight, or raise: DALI's error may belong to any of them."""
+    def _broken(self, error: Exception, flying: Sequence[Slot]) -> dict[int, str]:
+        """The broken files among those in flight, to be dropped: DALI's error may belong to any of them."""
         self.close()
         broken: dict[int, str] = {}
         for index in np.concatenate([slot.index for slot in flying]).tolist():
@@ -285,7 +259,7 @@ class _Loader:
                 f"{next(iter(broken.values()))}; it was whole when the data were scanned. "
                 "Restore it, or pass --quarantine to drop such files and go on."
             ) from error
-        self.dropped |= broken
+        return broken
 
     def _batch(self, slot: Slot, views: tuple[Tensor, ...]) -> Batch:
         index = torch.from_numpy(slot.index)

@@ -11,6 +11,7 @@ import torch
 
 from noisyssl.backbones import build_backbone
 from noisyssl.config import Config
+from noisyssl.distributed import rank, world
 from noisyssl.errors import ConfigError
 from noisyssl.machine import versions
 from noisyssl.methods import METHODS
@@ -19,6 +20,7 @@ from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.modality import concerns, stage_views
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.schedule import must_be_shared
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
 from noisyssl.pipelines.watch import Truth, watching
 
@@ -36,7 +38,8 @@ def pretrain(
     """Train a backbone by `config.pretrain.method` in `run`, from its newest checkpoint if there is one.
 
     Only the training split is used; labels are never read. Writes `checkpoints/last.safetensors`
-    (the backbone), `metrics.json`; returns the latter.
+    (the backbone), `metrics.json`; returns the latter. Several processes call this together: each batch is
+    shared among them, and the first one writes.
 
     Args:
         truth: labels that the probe measures features with, see `watch`; the run is the same without them.
@@ -48,6 +51,7 @@ def pretrain(
     """
     stage, began = config.pretrain, time.monotonic()
     kind = METHODS[stage.method]
+    must_divide(config)
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     seed_all(config.seed)
@@ -70,14 +74,28 @@ def pretrain(
         drop_last=True,
         threads=config.threads,
         quarantine=config.data.quarantine,
+        rank=rank(),
+        world=world(),
     )
     loader.dropped.update(dropped_of(state.facts))
     with closing(loader), watching(config, samples, truth, run, loader.dropped) as watch:
         run.log(
-            {"kind": "start", "loader": loader.name, "device": str(device), "resumed": str(resumed or "")}
-        )
+            {
+                "kind": "start", "loader": loader.name, "device": str(device), "processes": world(),
+                "resumed": str(resumed or ""),
+            }
+        )  # fmt: skip
         for message in concerns(config, "pretrain", samples) if resumed is None else ():
             run.log({"kind": "warning", "message": message, "time": time.time()})
+        if (before := state.facts.get("processes", world())) != world():
+            run.log(
+                {
+                    "kind": "warning", "time": time.time(),
+                    "message": f"{before} processes trained this run and {world()} go on: the same images in "
+                    "the same order, but sums over them are rounded otherwise.",
+                }
+            )  # fmt: skip
+        state.facts["processes"] = world()
         if resumed is None:
             watch.look(0, state)
 
@@ -111,6 +129,7 @@ def pretrain(
         "seconds": time.monotonic() - began,
         "loader": loader.name,
         "device": str(device),
+        "processes": world(),
         "versions": versions(),
     }
     run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -124,6 +143,7 @@ def must_make_sense(config: Config) -> None:
     kind.views(config.data.size)  # refuses a size that its views cannot have
     method = kind(build_backbone(config.backbone, config.stem), stage.options, config.data.size)
     method.must_accept(stage.batch)
+    must_divide(config)
 
 
 def must_be_possible(config: Config, samples: Samples) -> None:
@@ -133,6 +153,17 @@ def must_be_possible(config: Config, samples: Samples) -> None:
         raise ConfigError(
             f"pretrain.batch is {stage.batch}, but there are only {images} training images; "
             f"set pretrain.batch at most {images}."
+        )
+
+
+def must_divide(config: Config) -> None:
+    """Raises ConfigError if the batch does not fall into parts that suit each process."""
+    stage, kind = config.pretrain, METHODS[config.pretrain.method]
+    must_be_shared(stage.batch, world(), "pretrain.batch")
+    if world() > 1 and not kind.sync_batchnorm and stage.batch < 2 * world():
+        raise ConfigError(
+            f"pretrain.batch is {stage.batch} over {world()} processes, but {stage.method} normalises within "
+            f"each, which takes two images; set pretrain.batch at least {2 * world()}."
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from noisyssl import checkpoint
 from noisyssl.config import Config
 from noisyssl.disk import disk, write_whole
+from noisyssl.distributed import exchange, rank, wait_for_all
 from noisyssl.errors import ConfigError, DataError, TrainingError
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.state import State
@@ -31,10 +32,14 @@ KEEP = 2
 
 
 class Run:
-    """`config.toml`, `run.json`, `samples.csv`, `log.jsonl`, `checkpoints/`, `metrics.json` in one folder."""
+    """`config.toml`, `run.json`, `samples.csv`, `log.jsonl`, `checkpoints/`, `metrics.json` in one folder.
+
+    Among several processes the first one writes, and what the others would write is left out.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.writes = rank() == 0
         self.checkpoints = folder / "checkpoints"
         self.shown: Any = lambda entry: None
         """Also receives each log entry, for a terminal or TensorBoard."""
@@ -46,6 +51,9 @@ class Run:
         Raises:
             ConfigError: the folder exists.
         """
+        if rank() > 0:
+            wait_for_all()
+            return cls(folder)
         if folder.exists():
             raise ConfigError(
                 f"--out {folder} already exists; give a new folder, or --resume to go on with it."
@@ -65,6 +73,7 @@ class Run:
                 beside.rename(folder)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
+        wait_for_all()
         return cls(folder)
 
     @classmethod
@@ -105,11 +114,14 @@ class Run:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the run, so that no second process writes into it; a process that dies lets go.
+        """Hold the run, so that no second training writes into it; a process that dies lets go.
 
         Raises:
             ConfigError: another process holds it.
         """
+        if not self.writes:
+            yield
+            return
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             with suppress(OSError):  # a file system without locks
@@ -154,6 +166,8 @@ class Run:
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one JSON line."""
+        if not self.writes:
+            return
         path = self.folder / "log.jsonl"
         with disk(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
@@ -162,7 +176,7 @@ class Run:
     def cut_log(self, step: int, epoch: int) -> None:
         """Drop the log lines after `step` and `epoch`: a resumed run writes them again."""
         path = self.folder / "log.jsonl"
-        if not path.exists():
+        if not self.writes or not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -178,6 +192,8 @@ class Run:
 
     def save(self, state: State) -> None:
         """Write a training checkpoint and drop the oldest beyond `KEEP`."""
+        if not self.writes:
+            return
         path = self.checkpoints / f"step-{state.step:09}.safetensors"
         checkpoint.save(path, state.tensors(), state.record())
         for old in sorted(self.checkpoints.glob("step-*.safetensors"))[:-KEEP]:
@@ -186,12 +202,21 @@ class Run:
     def restore(self, state: State) -> Path | None:
         """Bring `state` to the newest readable checkpoint; its path, or None to start afresh.
 
-        A damaged file is set aside and reported in the log, and the one before it is used.
+        A damaged file is set aside and reported in the log, and the one before it is used. Among several
+        processes the first chooses.
 
         Raises:
             TrainingError: there are checkpoints and all are damaged.
             MachineError: a checkpoint cannot be read; it may be whole.
         """
+        path = self._restore(state) if self.writes else None
+        name = exchange(path.name if path else None)[0]
+        if not self.writes and name is not None:
+            path = self.checkpoints / name
+            state.restore(*checkpoint.load(path))
+        return path
+
+    def _restore(self, state: State) -> Path | None:
         for leftover in self.checkpoints.glob("*.tmp"):
             leftover.unlink()  # a write that a kill cut short
         for path in sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True):
@@ -217,7 +242,8 @@ class Run:
 
     def save_weights(self, name: str, module: torch.nn.Module, facts: dict[str, Any]) -> None:
         """Write the weights that this run produces: `best` or `last`."""
-        checkpoint.save(self.checkpoints / f"{name}.safetensors", module.state_dict(), facts)
+        if self.writes:
+            checkpoint.save(self.checkpoints / f"{name}.safetensors", module.state_dict(), facts)
 
     def weights(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The weights called `best` or `last` of a finished run.
@@ -248,4 +274,5 @@ class Run:
 
     def write(self, name: str, data: bytes | str) -> None:
         """Write a file of the run, whole or not at all."""
-        write_whole(self.folder / name, data)
+        if self.writes:
+            write_whole(self.folder / name, data)

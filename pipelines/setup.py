@@ -13,6 +13,7 @@ from noisyssl.config import Config, Stage
 from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines.board import summary_writer
 from noisyssl.pipelines.fit import dtype_of
+from noisyssl.pipelines.launch import local_rank, local_world
 from noisyssl.pipelines.loader import uses_dali
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.tables import read_own_table
@@ -22,13 +23,21 @@ def device_of(name: str) -> torch.device:
     """The device called auto, cpu or cuda.
 
     Raises:
-        MachineError: cuda was asked for and is not there.
+        MachineError: cuda was asked for and is not there, or has no GPU for this process.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cuda" and not gpus:
         raise MachineError(
             "--device is cuda, but PyTorch finds no NVIDIA GPU; use --device cpu, or see `noisyssl doctor`."
         )
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not gpus:
+        return torch.device("cpu")
+    if local_rank() >= gpus:
+        raise MachineError(
+            f"there are {local_world()} processes on this machine, but PyTorch finds {gpus} NVIDIA GPUs; "
+            f"start at most {gpus}, or use --device cpu."
+        )
+    return torch.device("cuda")
 
 
 def settings_must_hold(config: Config, stage: Stage) -> None:
@@ -52,8 +61,8 @@ def settings_must_hold(config: Config, stage: Stage) -> None:
 
 
 def threads_of(asked: int) -> int:
-    """The number of CPU threads: as asked, or one per core this process may use."""
-    return asked or len(os.sched_getaffinity(0))
+    """The number of CPU threads: as asked, or this process's part of the cores that it may use."""
+    return asked or max(1, len(os.sched_getaffinity(0)) // local_world())
 
 
 def seed_all(seed: int) -> None:

@@ -15,6 +15,8 @@ class State:
     """One training between two steps."""
 
     objective: Objective
+    network: torch.nn.Module
+    """What a step calls: the objective; among several processes DistributedDataParallel around it."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: Objective | None = None

@@ -47,7 +47,7 @@ class Stage:
     epochs: int = 30
     """Passes over the training split."""
     batch: int = 128
-    """Images a step of the loader; a step of the optimizer takes `accumulate` of them."""
+    """Images a step of the loader, over all processes; a step of the optimizer takes `accumulate` of them."""
     optimizer: str = "adamw"
     """sgd, adam, adamw or lars."""
     lr: float = 1e-3

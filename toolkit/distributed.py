@@ -1,13 +1,18 @@
-"""What a loss needs from the other processes of a training; alone, each function gives its input back.
+"""What one process needs from the others that train with it; alone, each function gives its input back.
 
 Gradients follow the convention of DistributedDataParallel, which averages them: where every process
 returns the loss of its own rows (or the same loss of all rows), the average is the gradient of the loss of
 the joined batch.
 """
 
+import json
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+Value = TypeVar("Value")
 
 
 def world() -> int:
@@ -33,12 +38,44 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return _Sum.apply(value) if world() > 1 else value
 
 
+@torch.no_grad()
+def mean_over_processes(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars as their means over the processes, the same bits everywhere; the host does not wait."""
+    if world() == 1:
+        return terms
+    row = torch.stack([value.float() for value in terms.values()])
+    dist.all_reduce(row)
+    return dict(zip(terms, (row / world()).unbind(), strict=True))
+
+
+def exchange(value: Value) -> list[Value]:
+    """Every process's JSON-able value in rank order; every process must call it, and waits for the others.
+
+    Between hosts: no GPU is waited for.
+    """
+    if world() == 1:
+        return [value]
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor([len(text)])
+    lengths = [torch.zeros_like(length) for _ in range(world())]
+    dist.all_gather(lengths, length)
+    longest = max(int(one) for one in lengths)
+    texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(world())]
+    dist.all_gather(texts, torch.cat([text, text.new_zeros(longest - len(text))]))
+    return [json.loads(bytes(t[: int(n)].numpy())) for t, n in zip(texts, lengths, strict=True)]
+
+
+def wait_for_all() -> None:
+    """Return when every process has called this."""
+    exchange(None)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, rows: Tensor) -> Tensor:
-        out = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
-        dist.all_gather(out, rows.contiguous())
-        return torch.cat(out)
+        out = rows.new_empty(world() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(out, rows.contiguous())
+        return out
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from noisyssl.distributed import gather, world
+
 
 class Normalise(nn.Module):
     """Bytes 0-255 to zero mean and unit variance per channel; the only place this happens.
@@ -63,3 +65,47 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
                 module.__class__ = cls
                 assert isinstance(module, cls)
                 module.splits = splits
+
+
+class JoinedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the batches of all processes: what `nn.SyncBatchNorm` is on a GPU, on a CPU too."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # 1-d and 2-d alike
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, ...) as they came, normalised by the joined batch's statistics; B is equal everywhere."""
+        if not self.training or world() == 1:
+            return super().forward(images)
+        dims = [0, *range(2, images.ndim)]
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, dims, correction=0)
+        means, variances = gather(torch.stack([mean, variance])[None]).unbind(1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        count = world() * images.numel() // images.shape[1]
+        with torch.no_grad():
+            assert self.momentum is not None  # no backbone counts batches instead
+            for running, now in (
+                (self.running_mean, mean),
+                (self.running_var, variance * (count / (count - 1))),
+            ):
+                assert running is not None
+                running.lerp_(now, self.momentum)
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+        scale = (variance + self.eps).rsqrt()
+        scale = scale * self.weight if self.affine else scale
+        shift = self.bias - mean * scale if self.affine else -mean * scale
+        shape = (1, -1, *[1] * (images.ndim - 2))
+        return torch.addcmul(shift.view(shape), images, scale.view(shape)).to(images.dtype)
+
+
+def join_batchnorms(network: nn.Module, device: torch.device) -> None:
+    """Let every plain BatchNorm of `network` see all processes' batches; in place, tensors keep names."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            module.__class__ = JoinedBatchNorm

@@ -1,6 +1,7 @@
 """The contract of whatever `fit` minimises: a self-supervised method or noisy classification."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +14,12 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 class Objective(nn.Module):
     """The loss is `forward`, so DDP, torch.compile and autocast wrap one call."""
+
+    sync_batchnorm: ClassVar[bool] = True
+    """Among several processes: whether BatchNorms see the whole batch, or each process its own share.
+
+    With shares, the running statistics that are kept are those of the first process.
+    """
 
     def forward(self, batch: Batch) -> Terms:
         """Scalar terms of this batch with "loss", which is minimised; loss mathematics in float32."""

@@ -8,13 +8,15 @@ import io
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from typing import NoReturn
 
 import typer
 
 from noisyssl.cli import bench, build, data, doctor, evaluate, export, predict, probe, report, training
-from noisyssl.errors import NoisySSLError
+from noisyssl.errors import ConfigError, NoisySSLError, TrainingError
+from noisyssl.pipelines import launch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,11 +36,17 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def noisyssl(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=show_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     """Pretrain without labels, fine-tune under label noise, export with proof, serve."""
+    if launch.started() and context.invoked_subcommand != "pretrain":
+        raise ConfigError(
+            f"torchrun started several processes, but `noisyssl {context.invoked_subcommand}` works in one; "
+            "only pretrain uses several. Start it without torchrun."
+        )
 
 
 app.add_typer(data.app, name="data")
@@ -62,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show stops nothing
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    launch.leave(run(sys.argv[1:] if argv is None else argv))
 
 
 def terminated(number: int, frame: object) -> NoReturn:
@@ -73,7 +81,7 @@ def terminated(number: int, frame: object) -> NoReturn:
 def run(argv: list[str]) -> int:
     """The exit code of one command; what the user can fix is one line on stderr."""
     try:
-        code = app(argv, standalone_mode=False) or 0
+        code = app(argv, standalone_mode=False, obj=argv) or 0
         return fail("interrupted.", 130) if code == 130 else code  # Typer makes a code of Ctrl-C
     except NoisySSLError as error:
         return fail(str(error), error.code)
@@ -110,7 +118,14 @@ def run(argv: list[str]) -> int:
             return fail(f"{error.format_message()} See --help.", 2)
         if type(error).__name__ in ("Exit", "Abort"):
             return getattr(error, "exit_code", 130)
-        raise
+        if launch.is_lost_peer(error):
+            return TrainingError.code  # whoever ended first says why
+        if not launch.started():
+            raise
+        launch.note_failure(traceback.format_exc())
+        if launch.is_first_to_fail():
+            traceback.print_exc()
+        return 1
 
 
 def silence() -> None:
@@ -119,6 +134,9 @@ def silence() -> None:
 
 
 def fail(message: str, code: int) -> int:
+    launch.note_failure(message)
+    if not launch.is_first_to_fail():
+        return code
     with suppress(OSError):  # nobody may be reading; the code still says it
         typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     return code

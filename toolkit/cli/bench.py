@@ -85,6 +85,25 @@ def scan(threads: Threads = 0, out: Out = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def scaling(
+    processes: Annotated[int, typer.Option(help="Processes; 0 is one per GPU, 2 without several.")] = 0,
+    method: Annotated[str, typer.Option(help="Self-supervised method.")] = "simclr",
+    recipe: Annotated[str, typer.Option(help="Backbone, size, optimizer, widths.")] = "small",
+    batch: Annotated[int, typer.Option(help="Images per process.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps in one turn.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads of each process.")] = 1,
+    runs: Runs = 5,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Images a second of a pretraining step by one process and by several, each with the same batch."""
+    from noisyssl.benchmarks.scaling import Work, measure
+
+    work = Work(method=method, recipe=recipe, batch=batch, steps=steps, threads=threads)
+    tell([measure(work, processes, runs)], out, as_json)
+
+
+@app.command()
 def kill(
     kills: Annotated[int, typer.Option(help="Runs to kill.")] = 10,
     inside: Annotated[int, typer.Option(help="Of these inside a checkpoint write.")] = 4,
@@ -121,6 +140,7 @@ def everything(out: Out = None, as_json: Json = False) -> None:
         "step": step,
         "inference": inference,
         "scan": scan,
+        "scaling": scaling,
         "kill": kill,
     }
     for question, ask in commands.items():

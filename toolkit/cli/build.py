@@ -147,7 +147,7 @@ def finish(result: dict[str, Any], out: Path, began: float | None) -> dict[str, 
 
 def _tell(result: dict[str, Any]) -> None:
     """The final table: what pretraining gave, BEST and LAST, beside what colour alone can tell."""
-    from noisyssl.cli.training import injected, interval
+    from noisyssl.cli.figures import injected, interval
 
     tuned = result["pretrained"]
     typer.echo(f"\nTest balanced accuracy [95 % interval]; {injected(tuned['noise'])}.")

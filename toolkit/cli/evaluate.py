@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisyssl.cli.data import printable
+from noisyssl.cli.figures import interval
 from noisyssl.cli.options import Device, Json, Quarantine
 from noisyssl.cli.progress import tell
-from noisyssl.cli.training import interval
 from noisyssl.errors import ConfigError, DataError, near_miss, pick
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ Set = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
+Batch = Annotated[int | None, typer.Option(help="Images per batch, of all processes together.")]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
 Modality = Annotated[
     str | None,
@@ -57,6 +57,7 @@ def open_data(
     their files since.
     """
     from noisyssl.cli.progress import counting, tell
+    from noisyssl.distributed import rank
     from noisyssl.errors import ConfigError
     from noisyssl.pipelines.reopen import reopen_samples
     from noisyssl.pipelines.scan import open_samples
@@ -80,6 +81,6 @@ def open_data(
                 threads=threads,
                 progress=progress,
             )
-    for note in samples.notes:
+    for note in samples.notes if rank() == 0 else ():
         tell(f"note: {note}")
     return samples

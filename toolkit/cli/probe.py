@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noisyssl.cli.figures import interval
 from noisyssl.cli.options import AllowLeaks, Device, Json, Quarantine
 from noisyssl.cli.progress import counting
-from noisyssl.cli.training import interval
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:

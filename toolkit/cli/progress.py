@@ -11,7 +11,12 @@ import typer
 
 @contextmanager
 def training_progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A callable that takes the run's log entries."""
+    """A callable that takes the run's log entries; among several processes only the first one shows them."""
+    from noisyssl.distributed import rank
+
+    if rank() > 0:
+        yield lambda entry: None
+        return
     if not sys.stderr.isatty():
         yield _plain(title)
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.figures import summary
 from noisyssl.cli.options import (
     AllowLeaks,
     Batch,
@@ -24,7 +25,7 @@ from noisyssl.cli.options import (
     resolve,
 )
 from noisyssl.cli.progress import tell, training_progress
-from noisyssl.errors import ConfigError, Stopped
+from noisyssl.errors import ConfigError, DataError, Stopped
 
 if TYPE_CHECKING:
     from noisyssl.config import Config
@@ -56,23 +57,42 @@ def pretrain(
     quarantine: Quarantine = None,
     allow_leaks: AllowLeaks = None,
     resume: Resume = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     as_json: Json = False,
+    context: typer.Context,
 ) -> None:
     """Learn a backbone from images alone."""
+    from noisyssl.distributed import exchange, rank
+    from noisyssl.pipelines import launch
+
     flags = {
         "pretrain.method": method,
         "pretrain.weights": _path(weights),
         "pretrain.epochs": epochs,
         "pretrain.batch": batch,
     } | _shared(data, seed, device, size, modality, quarantine, allow_leaks)
-    config = settings(out, "pretrain", recipe, set_, flags, resume)
-    metrics = run_stage("pretrain", config, out, resume=resume)
-    if as_json:
-        typer.echo(json.dumps(metrics))
-    else:
-        done = f"{metrics['method']}, {metrics['epochs']} epochs, loss {metrics['loss']:.4f}"
-        typer.echo(f"{out}: {done}, {metrics['seconds']:.0f} s")
-        typer.echo(f"Next: noisyssl train DATA --init {out} --out RUN")
+    if nproc > 1 and not launch.started():
+        settings(
+            out, "pretrain", recipe, set_, flags, resume
+        )  # what they would all refuse is said once, at once
+        raise typer.Exit(launch.run_processes(["-m", "noisyssl.cli", *context.obj], nproc))
+    with launch.joined():
+        if nproc > 1 and nproc != launch.local_world():
+            raise ConfigError(
+                f"--nproc is {nproc}, but torchrun started {launch.local_world()} processes on this machine; "
+                "leave --nproc out."
+            )
+        resume = exchange(resume or (launch.attempt() > 0 and out.exists()))[0]
+        config = settings(out, "pretrain", recipe, set_, flags, resume)
+        metrics = run_stage("pretrain", config, out, resume=resume)
+        if rank() > 0:
+            return
+        if as_json:
+            typer.echo(json.dumps(metrics))
+        else:
+            done = f"{metrics['method']}, {metrics['epochs']} epochs, loss {metrics['loss']:.4f}"
+            typer.echo(f"{out}: {done}, {metrics['seconds']:.0f} s")
+            typer.echo(f"Next: noisyssl train DATA --init {out} --out RUN")
 
 
 def train(
@@ -149,10 +169,11 @@ def settings(
     start: dict[str, Any] | None = None,
 ) -> "Config":
     """The configuration; of a run that is resumed its own, which anything given must agree with."""
+    from noisyssl.distributed import rank
     from noisyssl.pipelines.run import Run
 
     if not resume:
-        if out.exists():
+        if rank() == 0 and out.exists():  # the first process may have made it by now
             raise ConfigError(f"--out {out} already exists; give a new folder, or --resume to go on with it.")
         return resolve(recipe, set_, flags, start)
     from noisyssl.recipe import override, parse, tree_of
@@ -167,8 +188,12 @@ def settings(
 def run_stage(
     stage: str, config: "Config", out: Path, *, resume: bool = False, samples: "Samples | None" = None
 ) -> dict[str, Any]:
-    """Open the data and run (or resume, or find finished) one stage in `out`; its metrics."""
-    from noisyssl.pipelines import pretrain, train
+    """Open the data and run (or resume, or find finished) one stage in `out`; its metrics.
+
+    Several processes call this together; the first one shows and writes.
+    """
+    from noisyssl.distributed import exchange, rank, world
+    from noisyssl.pipelines import launch, pretrain, train
     from noisyssl.pipelines.labels import truth_of
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.signals import caught
@@ -178,11 +203,15 @@ def run_stage(
     if resume:
         run = Run.open(out, stage)
         run.must_match(config)
-        samples = open_data(config, run=run)
+        with launch.first_here():
+            samples = open_data(config, run=run)
         run.adopt(config)
     else:
         module.must_make_sense(config)
-        samples = samples or open_data(config, classify=stage == "train")
+        with launch.first_here():
+            samples = samples or open_data(config, classify=stage == "train")
+    if world() > 1 and len(set(exchange(samples.digest()))) > 1:
+        raise DataError(f"{config.data.path} is not the same data on every machine; give one that all share.")
     more: dict[str, Any] = {}
     if stage == "pretrain":  # labels leave the samples; only the probe between epochs looks at them
         more = {"truth": Truth(samples.classes, truth_of(samples))}
@@ -190,8 +219,9 @@ def run_stage(
     if not resume:
         module.must_be_possible(config, samples)
         run = Run.create(out, config, stage, samples)
-    if run.is_finished():
-        tell(f"{out} is finished already.")
+    if exchange(run.is_finished())[0]:
+        if rank() == 0:
+            tell(f"{out} is finished already.")
         return run.metrics()
     work: Callable[..., dict[str, Any]] = getattr(module, stage)
     title = f"{stage} {out.name}"
@@ -203,7 +233,7 @@ def run_stage(
     ):
         run.shown = lambda entry: (show(entry), board(entry))
         metrics = work(config, samples, run, stopped=stopped, **more)
-        if stage == "pretrain" and (signal := stopped()) is not None:
+        if (signal := max(exchange(stopped() or 0))) and stage == "pretrain":
             raise Stopped(signal)  # it came in the last epoch: what would follow must not start
     return metrics
 
@@ -222,43 +252,12 @@ def architecture_of(init: Path) -> dict[str, Any]:
     }
 
 
-def summary(metrics: dict[str, Any]) -> list[str]:
-    """BEST, LAST and the two colour baselines with their intervals."""
-    best, last, noise = metrics["best"], metrics["last"], metrics["noise"]
-    rows = {
-        f"BEST (epoch {best['epoch']}, {best['chosen_on']})": best["figures"],
-        f"LAST (mean of epochs {last['epochs'][0]}-{last['epochs'][-1]})": last["figures"],
-    } | {f"baseline {name.replace('_', ' ')}": value for name, value in metrics["baselines"].items()}
-    columns = ("balanced_accuracy", "accuracy", "macro_auroc")
-    width = max(len(name) for name in rows)
-    header = "  ".join(f"{name.replace('_', ' '):<20}" for name in columns)
-    return [
-        f"noise {noise['spec']}: {injected(noise)}",
-        f"{'test figures [95 % interval]':<{width}}  {header}".rstrip(),
-        *(f"{name:<{width}}  {'  '.join(interval(f[c]) for c in columns)}" for name, f in rows.items()),
-    ]
-
-
-def injected(noise: dict[str, Any]) -> str:
-    """What is known of the training labels: without true labels, only what was flipped on purpose."""
-    if not noise["realised"]:
-        return "no label was flipped on purpose"
-    return f"{noise['realised']:.3f} of the training labels are wrong ({noise['flips']} labels flipped)"
-
-
-def interval(figure: dict[str, Any]) -> str:
-    """`0.893 [0.871, 0.914]`; a dash where the figure is undefined, such as AUROC of one class."""
-    if figure["value"] is None:
-        return f"{'-':<20}"
-    if figure["low"] is None:
-        return f"{figure['value']:.3f}" + " " * 16
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-
 def _events(config: "Config", stage: str, run: "Run") -> Any:
     from contextlib import nullcontext
 
-    if not getattr(config, stage).tensorboard:
+    from noisyssl.distributed import rank
+
+    if not getattr(config, stage).tensorboard or rank() > 0:
         return nullcontext(lambda entry: None)
     from noisyssl.pipelines.board import tensorboard
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from noisyssl.backbones import Backbone
 from noisyssl.batch import Batch, Terms
 from noisyssl.config import require
-from noisyssl.distributed import gather
+from noisyssl.distributed import gather, world
 from noisyssl.errors import ConfigError
 from noisyssl.layers import SplitBatchNorm2d, mlp
 from noisyssl.methods.base import SSLMethod
@@ -32,6 +32,7 @@ class MoCoV2(SSLMethod):
     pointer: Tensor
     views = staticmethod(pair)
     family = "contrastive"
+    sync_batchnorm = False
     least_batch = 2
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,10 @@ class MoCoV2(SSLMethod):
         momentum: float = 0.999
         """Of the key encoder, the same throughout."""
         splits: int = 8
-        """BatchNorms see the batch in so many parts, as the paper's did on 8 GPUs; 1 for the whole batch."""
+        """BatchNorms see the batch in so many parts, as the paper's did on 8 GPUs; 1 for the whole batch.
+
+        Several processes have their part of these parts, but two each at least.
+        """
 
         def __post_init__(self) -> None:
             require(0 < self.temperature <= 10, "pretrain.moco2.temperature", self.temperature, "in (0, 10]")
@@ -56,8 +60,9 @@ class MoCoV2(SSLMethod):
 
     def __init__(self, backbone: Backbone, config: Config, size: int) -> None:
         super().__init__(backbone, config, size)
-        self.splits, self.temperature, self.momentum = config.splits, config.temperature, config.momentum
-        SplitBatchNorm2d.replace(backbone, config.splits)
+        self.temperature, self.momentum = config.temperature, config.momentum
+        self.splits = parts_of_a_share(config.splits, world())
+        SplitBatchNorm2d.replace(backbone, self.splits)
         self.projector = mlp(backbone.features, backbone.features, config.width)
         self.key = nn.Sequential(twin(backbone), twin(self.projector))
         self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.width), dim=1))
@@ -67,10 +72,11 @@ class MoCoV2(SSLMethod):
 
     def must_accept(self, batch: int) -> None:
         super().must_accept(batch)
-        if batch < 2 * self.splits:
+        parts = self.splits * world()
+        if batch < 2 * parts:
             raise ConfigError(
-                f"pretrain.batch is {batch}, but BatchNorm sees it in {self.splits} parts of at least 2; "
-                f"set pretrain.batch at least {2 * self.splits}, or pretrain.moco2.splits lower."
+                f"pretrain.batch is {batch}, but BatchNorm sees it in {parts} parts of at least 2; "
+                f"set pretrain.batch at least {2 * parts}, or pretrain.moco2.splits lower."
             )
         if len(self.queue) < 2 * batch or len(self.queue) % (2 * batch):
             raise ConfigError(
@@ -105,6 +111,14 @@ class MoCoV2(SSLMethod):
         back = order.argsort()
         out = (network(view[order]) for view in batch.views)
         return tuple(F.normalize(z.float(), dim=1)[back] for z in out)
+
+
+def parts_of_a_share(splits: int, processes: int) -> int:
+    """In how many parts BatchNorms see the share of one of several processes.
+
+    With one part, queries and keys would meet the same images, which gives the positive away.
+    """
+    return splits if processes == 1 or splits == 1 else max(2, splits // processes)
 
 
 def contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from noisyssl.backbones import Backbone
 from noisyssl.batch import Batch, Terms
+from noisyssl.distributed import gather, rank
 from noisyssl.errors import ConfigError
 from noisyssl.layers import mlp
 from noisyssl.methods.base import SSLMethod
@@ -54,13 +55,14 @@ class SimCLR(SSLMethod):
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Mean loss over the 2B views of two (B, D) embeddings, and the share whose partner is nearest.
 
-    In float32 outside autocast: exp(1 / 0.07) overflows fp16, and a self-similarity is masked with
-    -inf inside a log-sum-exp, never by a large number.
+    The views of all processes are candidates. In float32 outside autocast: exp(1 / 0.07) overflows fp16, and
+    a self-similarity is masked with -inf inside a log-sum-exp, never by a large number.
     """
     with torch.autocast(first.device.type, enabled=False):
         z = F.normalize(torch.cat([first, second]).float(), dim=1)
-        similarity = z @ z.T / temperature
-        similarity.fill_diagonal_(-torch.inf)
-        partner = torch.arange(len(z), device=z.device).roll(len(first))
+        similarity = z @ gather(z).T / temperature
+        own = torch.arange(len(z), device=z.device) + rank() * len(z)
+        similarity.scatter_(1, own[:, None], -torch.inf)
+        partner = own.roll(len(first))
         loss = F.cross_entropy(similarity, partner)
         return loss, (similarity.detach().argmax(1) == partner).float().mean()

@@ -13,7 +13,7 @@ from noisyssl.errors import ConfigError
 from noisyssl.layers import SplitBatchNorm2d
 from noisyssl.methods import METHODS
 from noisyssl.methods.dino import DINO
-from noisyssl.methods.moco2 import KEYS, QUERIES, MoCoV2, contrast
+from noisyssl.methods.moco2 import KEYS, QUERIES, MoCoV2, contrast, parts_of_a_share
 from noisyssl.momentum import follow, rising, twin
 from noisyssl.philox import uniform
 
@@ -165,6 +165,20 @@ def test_queries_and_keys_meet_other_images_in_their_batch_norms():
         for stream in (QUERIES, KEYS)
     ]
     assert not parts[0] & parts[1]
+
+
+@pytest.mark.parametrize(
+    ("splits", "processes", "parts"), [(8, 1, 8), (8, 2, 4), (8, 4, 2), (8, 8, 2), (1, 4, 1), (1, 1, 1)]
+)
+def test_processes_share_the_parts_of_a_batch_and_have_two_at_least(splits, processes, parts, monkeypatch):
+    assert parts_of_a_share(splits, processes) == parts
+    monkeypatch.setattr("noisyssl.methods.moco2.world", lambda: processes)
+    method = MoCoV2(build_backbone("resnet18-w16"), MoCoV2.Config(queue=512, splits=splits), 32)
+    assert method.backbone.trunk.bn1.splits == parts
+    method.must_accept(32)
+    if (least := 2 * parts * processes) > 2:
+        with pytest.raises(ConfigError, match=rf"sees it in {parts * processes} parts.*at least {least}"):
+            method.must_accept(least - 1)
 
 
 def test_dinos_centre_is_the_running_mean_of_the_teachers_outputs():
