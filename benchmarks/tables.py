@@ -81,6 +81,8 @@ def _table(
 TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "demo": generic,
     "loading": partial(generic, ignore=("torchvision",)),  # the setting that was torchvision's best
+    "features": generic,
+    "step": generic,
     "inference": generic,
     "scan": generic,
     "kill": generic,

@@ -12,6 +12,7 @@ import torch
 
 from noisyssl import checkpoint
 from noisyssl.backbones import Backbone, build_backbone
+from noisyssl.config import Config
 from noisyssl.disk import disk
 from noisyssl.pipelines.evaluate import evaluation_images, logits_of
 from noisyssl.pipelines.run import Run
@@ -45,12 +46,10 @@ def frozen_backbone(folder: Path, *, random: bool = False) -> Frozen:
     """
     run = Run.open(folder)
     config, stage = run.config(), run.facts()["stage"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        backbone = build_backbone(config.backbone, config.stem)
     if random:
-        what = f"random weights (seed {config.seed})"
-    elif stage == "pretrain":
+        return random_backbone(config)
+    backbone = build_backbone(config.backbone, config.stem)
+    if stage == "pretrain":
         tensors, facts = run.weights("last")
         backbone.load_state_dict(tensors)
         what = f"{facts['method']}, {config.pretrain.epochs} epochs"
@@ -59,6 +58,18 @@ def frozen_backbone(folder: Path, *, random: bool = False) -> Frozen:
         own = {n.removeprefix("backbone."): v for n, v in tensors.items() if n.startswith("backbone.")}
         backbone.load_state_dict(own)
         what = f"{config.train.objective}, BEST, epoch {facts['epoch']}"
+    return _frozen(backbone, config, what)
+
+
+def random_backbone(config: Config) -> Frozen:
+    """The weights that pretraining with these settings would start from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = build_backbone(config.backbone, config.stem)
+    return _frozen(backbone, config, f"random weights (seed {config.seed})")
+
+
+def _frozen(backbone: Backbone, config: Config, what: str) -> Frozen:
     backbone.eval().requires_grad_(False)
     digest = checkpoint.digest(backbone.state_dict())
     return Frozen(backbone=backbone, size=config.data.size, fit=config.data.fit, what=what, digest=digest)

@@ -122,6 +122,15 @@ def pair(size: int) -> tuple[View, ...]:
     return view, view
 
 
+def asymmetric_pair(size: int) -> tuple[View, ...]:
+    """BYOL's two views (arXiv:2006.07733, appendix B): one always blurred, one at times solarised.
+
+    Barlow Twins, VICReg, MoCo v3 and DINO took them over. The crop and the range of the blur stay `pair`'s.
+    """
+    first, second = (replace(view, saturation=0.2) for view in pair(size))
+    return replace(first, blur=1.0), replace(second, blur=0.1, solarise=0.2)
+
+
 def natural(view: View) -> View:
     """As the method's paper has it."""
     return view

@@ -92,6 +92,12 @@ def test_the_flags_help_names_every_modality(capsys):
         assert all(name in said for name in MODALITIES)
 
 
+def test_the_flags_help_names_every_method(capsys):
+    assert run(["pretrain", "--help"]) == 0
+    said = capsys.readouterr().out.replace(",", " ").split()
+    assert set(METHODS) <= set(said)
+
+
 @pytest.fixture
 def loaded(monkeypatch):
     """The views that each stage loads, as they are asked for."""

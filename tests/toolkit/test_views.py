@@ -6,7 +6,7 @@ import pytest
 
 from noisyssl.errors import ConfigError
 from noisyssl.methods import METHODS
-from noisyssl.views import MODALITIES, View, adapt, pair, training
+from noisyssl.views import MODALITIES, View, adapt, asymmetric_pair, pair, training
 
 ASYMMETRIC = replace(pair(64)[0], solarise=0.2)
 UPRIGHT = View(size=64, area=(0.5, 1.0), jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
@@ -101,3 +101,16 @@ def test_a_view_without_settings_does_nothing():
     plain = {f.name: f.default for f in fields(View)}
     for name in ("flip", "upside", "jitter", "grey", "blur", "turn", "angle", "stain", "solarise", "jpeg"):
         assert plain[name] == 0
+
+
+def test_the_asymmetric_pair_is_byols():
+    first, second = asymmetric_pair(224)
+    assert (first.blur, first.solarise) == (1.0, 0.0)
+    assert (second.blur, second.solarise) == (0.1, 0.2)
+    same = {"blur": 0.5, "solarise": 0.0}
+    assert replace(first, **same) == replace(second, **same) == replace(pair(224)[0], saturation=0.2)
+    (large, other, *small) = METHODS["dino"].views(224)
+    assert [view.size for view in (large, other, *small)] == [224] * 2 + [96] * 6
+    assert [(view.blur, view.solarise) for view in (large, other, *small)] == [(1, 0), (0.1, 0.2)] + [
+        (0.5, 0)
+    ] * 6

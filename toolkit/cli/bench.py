@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisyssl.cli.options import Json
+from noisyssl.cli.options import Json, Modality, Set, open_data, resolve
+from noisyssl.cli.progress import tell as say
 
 if TYPE_CHECKING:
     from noisyssl.benchmarks.records import Record
+    from noisyssl.config import Config
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine; every number becomes a record.")
 
@@ -54,6 +56,36 @@ def step(
     from noisyssl.pipelines.setup import threads_of
 
     tell([measure(method or tuple(METHODS), recipe, batch, threads_of(threads), runs)], out, as_json)
+
+
+@app.command()
+def features(
+    data: Annotated[Path, typer.Argument(help="Labelled data: its train split teaches, test is measured.")],
+    work: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are kept.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="METHOD or METHOD:SEEDS; may be given again; all and random without it."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    recipe: Annotated[str, typer.Option(help="Backbone, size, optimizer and widths.")] = "small",
+    modality: Modality = None,
+    set_: Set = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """What frozen features of each method are worth, beside random weights and colour alone."""
+    from noisyssl.benchmarks import representations
+    from noisyssl.methods import METHODS
+
+    wanted = representations.asked(method or (representations.RANDOM, *METHODS))
+
+    def config_of(name: str, seed: int) -> "Config":
+        flags = {"data.path": str(data), "data.modality": modality, "seed": seed, "pretrain.method": name}
+        return resolve(recipe, set_, flags | {"pretrain.epochs": epochs, "pretrain.probe_every": 0})
+
+    samples = open_data(config_of("simclr", 0), labelled=True)
+    name = data.parent.name if data.suffix else data.name
+    tell([representations.measure(name, samples, work, wanted, config_of, say)], out, as_json)
 
 
 @app.command()

@@ -44,7 +44,13 @@ def pretrain(
     data: Data = None,
     *,
     out: Out,
-    method: Annotated[str | None, typer.Option(help="Self-supervised method: simclr or rotation.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="simclr, moco2, moco3, byol, simsiam, barlow, vicreg, dino, rotation, jigsaw, jigmag or "
+            "masked (docs/methods.md says what each is for)."
+        ),
+    ] = None,
     weights: Weights = None,
     recipe: Recipe = None,
     set_: Set = None,

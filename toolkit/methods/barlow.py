@@ -16,11 +16,11 @@ from noisyssl.config import require
 from noisyssl.distributed import sum_over_processes, world
 from noisyssl.layers import mlp
 from noisyssl.methods.base import SSLMethod
-from noisyssl.views import pair
+from noisyssl.views import asymmetric_pair
 
 
 class BarlowTwins(SSLMethod):
-    views = staticmethod(pair)
+    views = staticmethod(asymmetric_pair)
     family = "joint-embedding"
     least_batch = 2
 

@@ -17,11 +17,11 @@ from noisyssl.config import require
 from noisyssl.layers import mlp
 from noisyssl.methods.base import SSLMethod, per_size
 from noisyssl.momentum import follow, rising, twin
-from noisyssl.views import pair
+from noisyssl.views import asymmetric_pair
 
 
 class BYOL(SSLMethod):
-    views = staticmethod(pair)
+    views = staticmethod(asymmetric_pair)
     family = "joint-embedding"
     least_batch = 2
 

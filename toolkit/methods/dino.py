@@ -17,17 +17,17 @@ from noisyssl.config import require
 from noisyssl.distributed import sum_over_processes, world
 from noisyssl.methods.base import SSLMethod, per_size
 from noisyssl.momentum import follow, rising, twin
-from noisyssl.views import View, pair
+from noisyssl.views import View, asymmetric_pair
 
 LARGE, SMALL = 2, 6
 
 
 def multi_crop(size: int) -> tuple[View, ...]:
     """Two large crops, then six of three sevenths of their side (96 of 224), at least 16 pixels."""
-    large, _ = pair(size)
+    large = asymmetric_pair(size)
     side = max(16, round(size * 3 / 7 / 8) * 8)
-    small = replace(large, size=side, area=(0.05, 0.4))
-    return (replace(large, area=(0.4, 1.0)),) * LARGE + (small,) * SMALL
+    small = replace(large[0], size=side, area=(0.05, 0.4), blur=0.5)
+    return *(replace(view, area=(0.4, 1.0)) for view in large), *(small,) * SMALL
 
 
 class DINO(SSLMethod):

@@ -18,11 +18,11 @@ from noisyssl.distributed import gather, rank
 from noisyssl.layers import mlp
 from noisyssl.methods.base import SSLMethod, per_size
 from noisyssl.momentum import follow, rising, twin
-from noisyssl.views import pair
+from noisyssl.views import asymmetric_pair
 
 
 class MoCoV3(SSLMethod):
-    views = staticmethod(pair)
+    views = staticmethod(asymmetric_pair)
     family = "contrastive"
     least_batch = 2
 

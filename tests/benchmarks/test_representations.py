@@ -1,0 +1,104 @@
+"""The benchmark of frozen features: what it asks for, what it keeps, what its record says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from noisyssl.benchmarks import representations
+from noisyssl.benchmarks.tables import tables
+from noisyssl.cli import run
+from noisyssl.errors import ConfigError
+from noisyssl.pipelines import pretrain
+from noisyssl.pipelines.embed import frozen_backbone, random_backbone
+from noisyssl.pipelines.run import Run
+
+SMALL = [
+    "--epochs", "1", "--set", "backbone=resnet18-w16", "--set", "data.size=32", "--set", "threads=1",
+    "--set", "pretrain.batch=32",
+]  # fmt: skip
+ROWS = ["--method", "random:2", "--method", "rotation:2", "--method", "simsiam"]
+
+
+@pytest.fixture(scope="module")
+def measured(tissue, tmp_path_factory):
+    """The record, and the folder of runs."""
+    folder = tmp_path_factory.mktemp("features")
+    out = folder / "record.jsonl"
+    command = ["bench", "features", str(tissue), "--work", str(folder / "work"), "--out", str(out)]
+    assert run([*command, *ROWS, *SMALL]) == 0
+    return json.loads(out.read_text()), folder / "work", command
+
+
+def test_every_cell_is_a_run_and_random_weights_need_none(measured):
+    _, work, _ = measured
+    assert sorted(path.name for path in work.iterdir() if path.is_dir()) == [
+        "rotation-0", "rotation-1", "simsiam-0",
+    ]  # fmt: skip
+    assert [Run.open(work / f"rotation-{seed}").config().seed for seed in (0, 1)] == [0, 1]
+    assert Run.open(work / "simsiam-0").metrics()["probe"] is None
+
+
+def test_a_row_is_the_mean_over_seeds_within_the_widest_interval(measured):
+    record, work, _ = measured
+    found = [json.loads((work / f"rotation-{seed}.json").read_text()) for seed in (0, 1)]
+    for name, key in (("k-NN", "knn"), ("linear probe", "linear")):
+        each = [one[key]["balanced_accuracy"] for one in found]
+        row = record["figures"]["rotation"][name]
+        assert row["value"] == pytest.approx(np.mean([one["value"] for one in each]))
+        assert row["low"] == min(one["low"] for one in each) < row["value"]
+        assert row["high"] == max(one["high"] for one in each) > row["value"]
+    assert record["figures"]["rotation"]["seeds"] == 2
+    assert record["figures"]["simsiam"]["seeds"] == 1
+    assert record["figures"]["random"]["minutes"] is None
+    assert record["n"] == 5
+
+
+def test_random_weights_are_those_that_pretraining_starts_from(measured):
+    _, work, _ = measured
+    config = Run.open(work / "rotation-1").config()
+    assert random_backbone(config).digest == frozen_backbone(work / "rotation-1", random=True).digest
+    assert random_backbone(config).digest != frozen_backbone(work / "rotation-0", random=True).digest
+
+
+def test_the_record_has_a_table(measured):
+    record, _, _ = measured
+    (table,) = tables("features", [record])
+    assert [row[0] for row in table.rows] == [
+        "random", "rotation", "simsiam", "baseline mean rgb", "baseline colour histogram",
+    ]  # fmt: skip
+
+
+def test_finished_cells_are_kept_and_a_killed_one_goes_on(measured, monkeypatch):
+    record, work, command = measured
+    (work / "rotation-0.json").unlink()
+    (work / "simsiam-0.json").unlink()
+    (work / "simsiam-0" / "metrics.json").unlink()
+    real, trained = pretrain.pretrain, []
+    monkeypatch.setattr(
+        pretrain, "pretrain", lambda *given: trained.append(given[2].folder.name) or real(*given)
+    )
+    assert run([*command, *ROWS, *SMALL]) == 0
+    assert trained == ["simsiam-0"]
+    again = json.loads((work.parent / "record.jsonl").read_text().splitlines()[-1])
+    for one in (record, again):
+        one["figures"]["simsiam"].pop("minutes")
+    assert again["figures"] == record["figures"]
+    with pytest.raises(ConfigError, match=r"pretrain\.batch"):
+        representations.pretrained(pretrain_with(work / "simsiam-0", batch=16), None, work / "simsiam-0")
+
+
+def pretrain_with(folder, **changed):
+    from dataclasses import replace
+
+    config = Run.open(folder).config()
+    return replace(config, pretrain=replace(config.pretrain, **changed))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [("simlcr", "Did you mean 'simclr'"), ("simclr:x", "METHOD:SEEDS"), ("simclr:0", "METHOD:SEEDS")],
+)
+def test_a_row_that_cannot_be_says_how_to_write_it(row, message):
+    with pytest.raises(ConfigError, match=message):
+        representations.asked([row])
