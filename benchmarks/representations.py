@@ -6,6 +6,7 @@ Features are measured as `noisyssl probe` does: the training split teaches, the 
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from noisyssl.benchmarks.records import Record, record
 from noisyssl.config import Config
 from noisyssl.disk import write_whole
 from noisyssl.errors import ConfigError, pick
+from noisyssl.evaluation import figures, gain
 from noisyssl.methods import METHODS
 from noisyssl.pipelines import pretrain
-from noisyssl.pipelines.embed import frozen_backbone, random_backbone
+from noisyssl.pipelines.embed import frozen_backbone, random_backbone, write_arrays
+from noisyssl.pipelines.labels import truth_of
 from noisyssl.pipelines.probing import measure as probe
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
@@ -25,6 +28,7 @@ from noisyssl.pipelines.setup import device_of
 
 RANDOM = "random"
 """The row of untrained weights: what pretraining must beat."""
+KINDS = {"knn": "k-NN", "linear": "linear probe"}
 
 
 def asked(rows: Iterable[str]) -> dict[str, int]:
@@ -51,7 +55,10 @@ def measure(
     config_of: Callable[[str, int], Config],
     tell: Callable[[str], None] = lambda line: None,
 ) -> Record:
-    """One record of a data set: per method k-NN and linear probe over its seeds, rank and minutes.
+    """One record of a data set: per method k-NN and linear probe, rank and minutes, means over its seeds.
+
+    Figures are balanced accuracies with their bootstrap intervals over groups. Where `random` comes first,
+    each method's gain over it is measured on the same resamples.
 
     Args:
         name: of the data set, in the record.
@@ -60,39 +67,63 @@ def measure(
         config_of: (method, seed) -> the configuration of its run.
         tell: receives a line per finished cell.
     """
-    figures: dict[str, dict[str, Any]] = {}
-    baselines: dict[str, Any] = {}
+    truth, test = truth_of(samples), samples.where("test")
+    labels, groups = truth[test], np.array(samples.groups)[test]
+    rows: dict[str, dict[str, Any]] = {}
+    first: dict[str, np.ndarray] | None = None
     for method, seeds in wanted.items():
-        found = []
+        found, scores = [], []
         for seed in range(seeds):
             config = config_of(next(iter(METHODS)) if method == RANDOM else method, seed)
-            found.append(cell(config, samples, work / f"{method}-{seed}", untrained=method == RANDOM))
-            tell(f"{method}, seed {seed}: {_line(found[-1])}")
-        figures[method] = _row(found)
-        baselines = found[0]["baselines"]
-    for colour, figure in baselines.items():
-        figures[f"baseline {colour}"] = {"linear probe": _interval([figure])}
+            one = cell(config, samples, work / f"{method}-{seed}", untrained=method == RANDOM)
+            found.append(one[0])
+            scores.append(one[1])
+            tell(f"{method}, seed {seed}: {_line(one[0])}")
+        over = {key: np.stack([one[key] for one in scores]) for key in KINDS}
+        first = over if method == RANDOM else first
+        row: dict[str, Any] = {"seeds": seeds}
+        for key, title in KINDS.items():
+            row[title] = asdict(figures(over[key], labels, groups, samples.classes).balanced_accuracy)
+            if first is not None and method != RANDOM:
+                row[f"{title} - random"] = asdict(gain(over[key], first[key], labels, groups))
+        row["effective rank"] = float(np.mean([one["effective_rank"] for one in found]))
+        row["minutes"] = None if method == RANDOM else float(np.mean([one["minutes"] for one in found]))
+        rows[method] = row
+    for colour, figure in found[0]["baselines"].items():
+        balanced = figure["balanced_accuracy"]
+        rows[f"baseline {colour}"] = {
+            KINDS["linear"]: {key: balanced[key] for key in ("value", "low", "high")}
+        }
     stage = config.pretrain
     settings = {
         "data": name, "modality": config.data.modality, "training images": len(samples.where("train")),
-        "test images": len(samples.where("test")), "size": config.data.size, "backbone": config.backbone,
+        "test images": len(test), "size": config.data.size, "backbone": config.backbone,
         "epochs": stage.epochs, "batch": stage.batch, "optimizer": stage.optimizer, "lr": stage.lr,
     }  # fmt: skip
-    return record("features", settings=settings, figures=figures, n=sum(wanted.values()))
+    return record("features", settings=settings, figures=rows, n=sum(wanted.values()))
 
 
-def cell(config: Config, samples: Samples, folder: Path, *, untrained: bool = False) -> dict[str, Any]:
-    """What `probe` says of one method and seed, with the minutes of its run; kept beside the run."""
-    kept = folder.with_suffix(".json")
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
+def cell(
+    config: Config, samples: Samples, folder: Path, *, untrained: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `probe` says of one method and seed with the minutes of its run, and its (N, K) test scores.
+
+    Both are kept beside the run; the figures come last and say that the cell is finished.
+    """
+    told, arrays = folder.with_suffix(".json"), folder.with_suffix(".npz")
+    if told.is_file():
+        with np.load(arrays, allow_pickle=False) as kept:
+            return json.loads(told.read_text(encoding="utf-8")), {key: kept[key] for key in KINDS}
     minutes = (
         None if untrained else pretrained(config, samples.unlabelled(), folder).metrics()["seconds"] / 60
     )
     frozen = random_backbone(config) if untrained else frozen_backbone(folder)
-    found = probe(frozen, samples, device_of(config.device), config.threads) | {"minutes": minutes}
-    write_whole(kept, json.dumps(found, indent=2) + "\n")
-    return found
+    scores: dict[str, np.ndarray] = {}
+    found = probe(frozen, samples, device_of(config.device), config.threads, scores=scores)
+    found["minutes"] = minutes
+    write_arrays(arrays, scores)
+    write_whole(told, json.dumps(found, indent=2) + "\n")
+    return found, scores
 
 
 def pretrained(config: Config, samples: Samples, folder: Path) -> Run:
@@ -109,23 +140,6 @@ def pretrained(config: Config, samples: Samples, folder: Path) -> Run:
         with run.alone():
             pretrain.pretrain(config, samples, run)
     return run
-
-
-def _row(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "seeds": len(found),
-        "k-NN": _interval([one["knn"] for one in found]),
-        "linear probe": _interval([one["linear"] for one in found]),
-        "effective rank": float(np.mean([one["effective_rank"] for one in found])),
-        "minutes": None if found[0]["minutes"] is None else float(np.mean([one["minutes"] for one in found])),
-    }
-
-
-def _interval(figures: list[dict[str, Any]]) -> dict[str, float]:
-    """Balanced accuracy: the mean over seeds, from the lowest to the highest of their 95 % intervals."""
-    each = [one["balanced_accuracy"] for one in figures]
-    low, high = min(one["low"] for one in each), max(one["high"] for one in each)
-    return {"value": float(np.mean([one["value"] for one in each])), "low": low, "high": high}
 
 
 def _line(found: dict[str, Any]) -> str:

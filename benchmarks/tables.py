@@ -1,4 +1,4 @@
-"""README tables from the committed records: `python -m noisyssl.benchmarks.tables [--check]`.
+"""Tables of README.md and docs/methods.md from the records: `python -m noisyssl.benchmarks.tables [--check]`.
 
 Each region between `<!-- record: QUESTION -->` and `<!-- end -->` is rewritten; no figure is typed by hand.
 """
@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from noisyssl.benchmarks import methods_page
 from noisyssl.benchmarks.records import RESULTS, Record, read
 from noisyssl.errors import ConfigError, NoisySSLError, near_miss
 
-README = Path(__file__).parents[1] / "README.md"
+PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/methods.md"))
 REGION = re.compile(r"(<!-- record: (?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -134,7 +135,7 @@ def rewrite(text: str, records: Sequence[Record]) -> str:
     opened, closed = text.count("<!-- record:"), len(REGION.findall(text))
     if opened != closed:
         raise ConfigError(
-            f"README.md opens {opened} record regions and closes {closed}; end each with <!-- end -->."
+            f"the page opens {opened} record regions and closes {closed}; end each with <!-- end -->."
         )
     return REGION.sub(lambda m: m[1] + markdown(tables(m["name"].strip(), records)) + m[4], text)
 
@@ -215,19 +216,22 @@ def _differ(records: Sequence[Record], ignore: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Rewrite README.md, or with --check exit 1 when that would change it.
+    """Rewrite the pages, or with --check exit 1 when that would change one.
 
     Raises:
         ConfigError: an unknown argument, or what `rewrite` raises.
     """
     if list(arguments) not in ([], ["--check"]):
         raise ConfigError(f"arguments are {' '.join(arguments)!r}; only --check is allowed. Leave them out.")
-    before = README.read_text(encoding="utf-8")
-    after = rewrite(before, read(RESULTS))
-    if arguments and after != before:
-        sys.exit("README.md differs from its records; run python -m noisyssl.benchmarks.tables.")
-    if after != before:
-        README.write_text(after, encoding="utf-8")
+    records = read(RESULTS)
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = methods_page.rewrite(rewrite(before, records))
+        if after == before:
+            continue
+        if arguments:
+            sys.exit(f"{page.name} differs from its records; run python -m noisyssl.benchmarks.tables.")
+        page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def measure(
     labels: str = "true",
     k: int = probe.NEIGHBOURS,
     progress: Callable[[int, int], None] | None = None,
+    scores: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Test figures of k-NN, linear probe and the colour baselines, and the spread of the features.
 
@@ -31,6 +32,7 @@ def measure(
 
     Args:
         labels: what teaches: `true` labels where they are known, or the `given` ones.
+        scores: receives the (N, K) log-probabilities of the test images, `knn` and `linear`.
 
     Raises:
         ConfigError: `labels` or `k` cannot be.
@@ -49,9 +51,11 @@ def measure(
     cut, classes, groups = len(train), len(samples.classes), np.array(samples.groups)
     votes = probe.knn(features[:cut], taught, features[cut:], classes, k)
     fitted, strength = probe.linear(features[:cut], taught, groups[train], features[cut:], classes)
+    if scores is not None:
+        scores |= {"knn": votes, "linear": fitted}
 
-    def measured(scores: np.ndarray) -> dict[str, Any]:
-        return figures(scores, truth[test], groups[test], samples.classes).to_json()
+    def measured(logits: np.ndarray) -> dict[str, Any]:
+        return figures(logits, truth[test], groups[test], samples.classes).to_json()
 
     return {
         "weights": frozen.what,

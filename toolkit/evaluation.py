@@ -94,24 +94,11 @@ def figures(
         DataError: no samples, or a label that is no class.
         TrainingError: a logit is not finite.
     """
-    scores = np.asarray(logits, dtype=np.float64)
-    scores = scores if scores.ndim == 3 else scores[None]
     labels = np.asarray(labels, dtype=np.int64)
-    assert scores.shape[1:] == (len(labels), len(classes)), f"{scores.shape} logits, {len(labels)} labels"
-    _check(scores, labels, len(classes))
+    probabilities = _probabilities(logits, labels, len(classes))
     names, group = np.unique(np.asarray(groups), return_inverse=True)
     assert len(group) == len(labels), f"{len(group)} groups, {len(labels)} labels"
-    probabilities = softmax(scores)
-    additive = [_additive(epoch, labels, group, len(names)) for epoch in probabilities]
-    rankings = [_rankings(epoch, labels, group) for epoch in probabilities]
-    parts = []
-    for weights in _weights(len(names), resamples, seed, max(1, CHUNK // len(labels))):
-        per_epoch = [
-            _table(counts.T @ weights, _aurocs(ranking, weights), len(classes))
-            for counts, ranking in zip(additive, rankings, strict=True)
-        ]
-        parts.append(np.mean(per_epoch, axis=0))
-    table = np.concatenate(parts, axis=1)
+    table = _resampled(probabilities, labels, group, resamples, seed)
     intervals = [_interval(row, resampled=len(names) > 1) for row in table]
     rest = intervals[len(SCALARS) :]
     return Figures(
@@ -123,6 +110,57 @@ def figures(
         confusion=_confusion(probabilities, labels),
         reliability=_reliability(probabilities, labels),
     )
+
+
+def gain(
+    logits: np.ndarray,
+    others: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[str] | Sequence[int] | np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Balanced accuracy of `logits` minus that of `others` on the same samples, both (N, K) or (E, N, K).
+
+    Paired: each resample of the groups measures both, so what they share does not widen the interval.
+
+    Raises:
+        DataError, TrainingError: as `figures`.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    row = SCALARS.index("balanced_accuracy")
+    first, second = (
+        _resampled(_probabilities(one, labels, one.shape[-1]), labels, group, resamples, seed)[row]
+        for one in (logits, others)
+    )
+    return _interval(first - second, resampled=len(names) > 1)
+
+
+def _probabilities(logits: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """(E, N, K) float64 of (N, K) or (E, N, K) logits, checked."""
+    scores = np.asarray(logits, dtype=np.float64)
+    scores = scores if scores.ndim == 3 else scores[None]
+    assert scores.shape[1:] == (len(labels), classes), f"{scores.shape} logits, {len(labels)} labels"
+    _check(scores, labels, classes)
+    return softmax(scores)
+
+
+def _resampled(
+    probabilities: np.ndarray, labels: np.ndarray, group: np.ndarray, resamples: int, seed: int
+) -> np.ndarray:
+    """(5 + 2 K, 1 + R) figures, means over the E epochs: of the data itself, then of each resample."""
+    groups, classes = int(group.max()) + 1, probabilities.shape[2]
+    additive = [_additive(epoch, labels, group, groups) for epoch in probabilities]
+    rankings = [_rankings(epoch, labels, group) for epoch in probabilities]
+    parts = []
+    for weights in _weights(groups, resamples, seed, max(1, CHUNK // len(labels))):
+        per_epoch = [
+            _table(counts.T @ weights, _aurocs(ranking, weights), classes)
+            for counts, ranking in zip(additive, rankings, strict=True)
+        ]
+        parts.append(np.mean(per_epoch, axis=0))
+    return np.concatenate(parts, axis=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -39,15 +39,18 @@ def test_every_cell_is_a_run_and_random_weights_need_none(measured):
     assert Run.open(work / "simsiam-0").metrics()["probe"] is None
 
 
-def test_a_row_is_the_mean_over_seeds_within_the_widest_interval(measured):
+def test_a_row_is_the_mean_over_seeds_and_its_gain_over_random(measured):
     record, work, _ = measured
-    found = [json.loads((work / f"rotation-{seed}.json").read_text()) for seed in (0, 1)]
-    for name, key in (("k-NN", "knn"), ("linear probe", "linear")):
-        each = [one[key]["balanced_accuracy"] for one in found]
-        row = record["figures"]["rotation"][name]
-        assert row["value"] == pytest.approx(np.mean([one["value"] for one in each]))
-        assert row["low"] == min(one["low"] for one in each) < row["value"]
-        assert row["high"] == max(one["high"] for one in each) > row["value"]
+    told = {path.stem: json.loads(path.read_text()) for path in work.glob("*.json")}
+    for key, title in representations.KINDS.items():
+        values = {name: one[key]["balanced_accuracy"]["value"] for name, one in told.items()}
+        row = record["figures"]["rotation"]
+        mean = np.mean([values["rotation-0"], values["rotation-1"]])
+        random = np.mean([values["random-0"], values["random-1"]])
+        assert row[title]["value"] == pytest.approx(mean)
+        assert row[title]["low"] < mean < row[title]["high"]
+        assert row[f"{title} - random"]["value"] == pytest.approx(mean - random)
+        assert f"{title} - random" not in record["figures"]["random"]
     assert record["figures"]["rotation"]["seeds"] == 2
     assert record["figures"]["simsiam"]["seeds"] == 1
     assert record["figures"]["random"]["minutes"] is None

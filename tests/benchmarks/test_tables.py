@@ -101,7 +101,7 @@ def test_bad_regions_say_what_to_do(text, message):
 def test_check_fails_until_the_readme_is_rewritten(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- record: loading -->\n<!-- end -->\n")
-    monkeypatch.setattr(tables, "README", readme)
+    monkeypatch.setattr(tables, "PAGES", (readme,))
     monkeypatch.setattr(tables, "read", lambda folder: [record(speedup=3.0)])
     with pytest.raises(SystemExit, match="differs from its records"):
         tables.main(["--check"])

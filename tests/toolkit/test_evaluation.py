@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 
 from noisyssl import evaluation
 from noisyssl.errors import DataError, TrainingError
-from noisyssl.evaluation import figures, softmax
+from noisyssl.evaluation import figures, gain, softmax
 
 CLASSES = ("a", "b", "c", "d")
 SCALARS = evaluation.SCALARS
@@ -132,6 +132,31 @@ def test_several_epochs_are_averaged_and_resampled_together():
     both = flat(figures(np.stack([logits, other]), labels, groups, CLASSES, resamples=2))
     second = flat(figures(other, labels, groups, CLASSES, resamples=2))
     assert both == pytest.approx({name: (flat(one)[name] + second[name]) / 2 for name in both})
+
+
+def test_a_gain_is_the_difference_on_the_same_resamples():
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(0, 3, 200), rng.integers(0, 40, 200)
+    base = rng.normal(size=(2, 200, 3))
+    better = base[0] + 0.3 * np.eye(3)[labels]
+    found = gain(better, base, labels, groups, resamples=300, seed=5)
+    one, other = (
+        figures(x, labels, groups, "abc", resamples=300, seed=5).balanced_accuracy for x in (better, base)
+    )
+    assert found.value == pytest.approx(one.value - other.value, abs=1e-12)
+    drawn = np.random.default_rng(5).integers(40, size=(300, 40))
+    differences = []
+    for groups_drawn in drawn:  # each resample written out, sample by sample
+        rows = np.concatenate([np.flatnonzero(groups == g) for g in groups_drawn])
+
+        def balanced(logits, rows=rows):
+            hit = logits[rows].argmax(1) == labels[rows]
+            return np.mean([hit[labels[rows] == k].mean() for k in np.unique(labels[rows])])
+
+        differences.append(balanced(better) - np.mean([balanced(x) for x in base]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(differences, (2.5, 97.5))))
+    same = gain(better, better, labels, groups, resamples=50)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_order_of_samples_names_of_groups_and_chunks_change_nothing(monkeypatch):
