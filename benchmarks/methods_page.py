@@ -31,10 +31,9 @@ def paragraph(name: str) -> str:
     title, _, rest = _line(idea).partition(": ")
     return "\n".join(
         (
-            f"**{title}** (`--method {name}`): {rest}",
-            f"{_line(use)}",
-            f"*{_line(paper)}*",
-            f"`[pretrain.{name}]` {settings}.\n",
+            f"**{title}** (`--method {name}`): {rest} {_line(use)}\n",
+            f"- {_line(paper)}",
+            f"- `[pretrain.{name}]`: {settings or 'no settings'}.\n",
         )
     )
 

@@ -19,10 +19,10 @@ def test_every_method_has_its_paragraph_under_its_family():
 
 
 def test_a_paragraph_is_idea_use_paper_and_defaults():
-    idea, use, paper, settings, end = methods_page.paragraph("simclr").split("\n")
+    idea, _, paper, settings, end = methods_page.paragraph("simclr").split("\n")
     assert idea.startswith("**SimCLR** (`--method simclr`): two views of one image find each other")
-    assert use.startswith("The first choice")
-    assert paper == "*Chen et al., ICML 2020, arXiv:2002.05709, eq. 1 (NT-Xent).*"
-    assert settings.startswith("`[pretrain.simclr]` ")
+    assert "batch. The first choice" in idea
+    assert paper == "- Chen et al., ICML 2020, arXiv:2002.05709, eq. 1 (NT-Xent)."
+    assert settings.startswith("- `[pretrain.simclr]`: ")
     assert "temperature = 0.2" in settings
     assert end == ""
