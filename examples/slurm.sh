@@ -12,7 +12,7 @@ set -euo pipefail
 
 data=$1 run=$2
 shift 2
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 resume=()
 if [ -e "$run" ]; then resume=(--resume); fi
 

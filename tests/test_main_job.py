@@ -25,7 +25,7 @@ from noisyssl.pipelines.scan import open_samples
 from noisyssl.pipelines.setup import seen_by
 from noisyssl.pipelines.train import initialise
 
-SMALL = ["--set", "backbone=resnet18-w16", "--set", "threads=2", "--size", "32", "--batch", "32"]
+SMALL = ["--set", "backbone=resnet18-w16", "--set", "threads=1", "--size", "32", "--batch", "32"]
 
 
 def ok(*arguments: object) -> None:
@@ -455,7 +455,7 @@ def test_measuring_on_what_was_trained_on_is_said(job, tissue, capsys):
 
 
 def test_what_is_not_known_to_be_wrong_is_not_called_right(job):
-    from noisyssl.cli.training import summary
+    from noisyssl.cli.figures import summary
 
     facts = metrics(job / "run")
     assert "of the training labels are wrong" in summary(facts)[0]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from noisyssl.cli import run
-from noisyssl.cli.training import architecture_of, settings
+from noisyssl.cli.options import architecture_of, settings
 from noisyssl.config import Config, DataConfig, PretrainConfig
 from noisyssl.methods import METHODS
 from noisyssl.pipelines import pretrain, train

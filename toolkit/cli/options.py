@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.errors import ConfigError
+
 if TYPE_CHECKING:
     from noisyssl.config import Config
     from noisyssl.pipelines.run import Run
@@ -48,6 +50,46 @@ def resolve(
     return replace(config, threads=threads_of(config.threads), data=replace(config.data, path=path))
 
 
+def settings(
+    out: Path,
+    stage: str,
+    recipe: str | None,
+    set_: list[str] | None,
+    flags: dict[str, Any],
+    resume: bool,
+    start: dict[str, Any] | None = None,
+) -> "Config":
+    """The configuration; of a run that is resumed its own, which anything given must agree with."""
+    from noisyssl.distributed import rank
+    from noisyssl.pipelines.run import Run
+
+    if not resume:
+        if rank() == 0 and out.exists():  # the first process may have made it by now
+            raise ConfigError(f"--out {out} already exists; give a new folder, or --resume to go on with it.")
+        return resolve(recipe, set_, flags, start)
+    from noisyssl.recipe import override, parse, tree_of
+
+    run = Run.open(out, stage)
+    tree = tree_of(run.config())
+    override(tree, recipe, set_ or (), flags)
+    run.must_match(config := parse(tree))
+    return config
+
+
+def architecture_of(init: Path) -> dict[str, Any]:
+    """The settings a pretraining run implies: its backbone, stem and image size, and what its images are."""
+    from noisyssl.pipelines.pretrain import backbone_of
+    from noisyssl.pipelines.run import Run
+
+    _, facts = backbone_of(init)
+    return {
+        "backbone": facts["backbone"],
+        "stem": facts["stem"],
+        "data.size": facts["size"],
+        "data.modality": Run.open(init, "pretrain").config().data.modality,
+    }
+
+
 def open_data(
     config: "Config", labelled: bool | None = None, classify: bool = True, run: "Run | None" = None
 ) -> "Samples":
@@ -58,7 +100,6 @@ def open_data(
     """
     from noisyssl.cli.progress import counting, tell
     from noisyssl.distributed import rank
-    from noisyssl.errors import ConfigError
     from noisyssl.pipelines.reopen import reopen_samples
     from noisyssl.pipelines.scan import open_samples
 

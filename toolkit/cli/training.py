@@ -21,8 +21,9 @@ from noisyssl.cli.options import (
     Seed,
     Set,
     Size,
+    architecture_of,
     open_data,
-    resolve,
+    settings,
 )
 from noisyssl.cli.progress import tell, training_progress
 from noisyssl.errors import ConfigError, DataError, Stopped
@@ -165,32 +166,6 @@ def train(
         typer.echo(f"Next: noisyssl export {out} BUNDLE")
 
 
-def settings(
-    out: Path,
-    stage: str,
-    recipe: str | None,
-    set_: list[str] | None,
-    flags: dict[str, Any],
-    resume: bool,
-    start: dict[str, Any] | None = None,
-) -> "Config":
-    """The configuration; of a run that is resumed its own, which anything given must agree with."""
-    from noisyssl.distributed import rank
-    from noisyssl.pipelines.run import Run
-
-    if not resume:
-        if rank() == 0 and out.exists():  # the first process may have made it by now
-            raise ConfigError(f"--out {out} already exists; give a new folder, or --resume to go on with it.")
-        return resolve(recipe, set_, flags, start)
-    from noisyssl.recipe import override, parse, tree_of
-
-    run = Run.open(out, stage)
-    tree = tree_of(run.config())
-    override(tree, recipe, set_ or (), flags)
-    run.must_match(config := parse(tree))
-    return config
-
-
 def run_stage(
     stage: str, config: "Config", out: Path, *, resume: bool = False, samples: "Samples | None" = None
 ) -> dict[str, Any]:
@@ -242,20 +217,6 @@ def run_stage(
         if (signal := max(exchange(stopped() or 0))) and stage == "pretrain":
             raise Stopped(signal)  # it came in the last epoch: what would follow must not start
     return metrics
-
-
-def architecture_of(init: Path) -> dict[str, Any]:
-    """The settings a pretraining run implies: its backbone, stem and image size, and what its images are."""
-    from noisyssl.pipelines.pretrain import backbone_of
-    from noisyssl.pipelines.run import Run
-
-    _, facts = backbone_of(init)
-    return {
-        "backbone": facts["backbone"],
-        "stem": facts["stem"],
-        "data.size": facts["size"],
-        "data.modality": Run.open(init, "pretrain").config().data.modality,
-    }
 
 
 def _events(config: "Config", stage: str, run: "Run") -> Any:
