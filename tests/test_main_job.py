@@ -47,7 +47,7 @@ def job(tissue, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     ok("pretrain", tissue, "--out", folder / "pre", "--epochs", 1, *SMALL)
     ok("train", tissue, "--init", folder / "pre", "--noise", "symmetric:0.4", "--out", folder / "run",
-       "--epochs", 6, "--set", "threads=2", "--batch", "32")  # fmt: skip
+       "--epochs", 6, "--set", "threads=1", "--batch", "32")  # fmt: skip
     ok("export", folder / "run", folder / "bundle", "--tensorrt", "SM86,SM120")
     return folder
 
@@ -76,7 +76,7 @@ def test_the_backbone_is_where_training_started(job):
 
 def test_pretrained_weights_change_the_result(job, tissue, tmp_path):
     """The backbone that `initialise` loads is the one that trains: without it the run ends elsewhere."""
-    settings = ["--noise", "symmetric:0.4", "--epochs", 6, "--set", "threads=2", "--batch", "32"]
+    settings = ["--noise", "symmetric:0.4", "--epochs", 6, "--set", "threads=1", "--batch", "32"]
     size = ["--size", 32, "--set", "backbone=resnet18-w16"]
     ok("train", tissue, "--out", tmp_path / "random", *settings, *size)
     ours, theirs = (
@@ -506,7 +506,7 @@ def test_a_grey_npz_trains_and_a_last_batch_of_one_image_does_not_stop_it(tmp_pa
 
 
 def test_a_kill_inside_the_first_checkpoint_still_starts_from_the_pretrained_weights(job, tissue, tmp_path):
-    settings = ["--init", job / "pre", "--epochs", 1, "--batch", "32", "--set", "threads=2"]
+    settings = ["--init", job / "pre", "--epochs", 1, "--batch", "32", "--set", "threads=1"]
     ok("train", tissue, "--out", tmp_path / "whole", *settings)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     for path in [*(tmp_path / "run" / "checkpoints").iterdir(), tmp_path / "run" / "metrics.json"]:
