@@ -164,7 +164,10 @@ def class_faults(samples: Samples) -> list[str]:
         if name.encode(errors="replace").decode() != name:
             return [f"class {name!r} is not valid UTF-8; rename its folder."]
     if len(names) < 2:
-        return [f"one class only ({names[0]!r}); two are needed. Read it without labels to pretrain on it."]
+        return [
+            f"one class only ({names[0]!r}); two are needed. Name the folder of the class folders, or the "
+            "CSV that holds the labels; `noisyssl pretrain` needs no labels."
+        ]
     if not found["train"]:
         return ["no training images: every image is in val or test."]
     training = [samples.classes[label] for label in sorted(found["train"])]
