@@ -116,12 +116,12 @@ def parse(tree: dict[str, Any]) -> Config:
         if not isinstance(given, dict):
             continue  # reported by build
         chosen = given.get(chooser, "simclr" if section == "pretrain" else "ce")
+        tables = {name: given.pop(name) for name in list(given) if name in kinds}
         try:
             pick(kinds, str(chosen), chooser)
         except ConfigError as error:
             errors.append(str(error))
             continue
-        tables = {name: given.pop(name) for name in list(given) if name in kinds}
         built = {
             name: build(kinds[name], table, f"{section}.{name}", errors) for name, table in tables.items()
         }
