@@ -67,7 +67,11 @@ class Report:
         """Raises DataError for the first of: bad files, faults, a leak; each unless it is accepted."""
         if self.bad and not self.images:
             path, reason = self.bad[0]
-            hint = " Separate the folders of a path by /, not by backslashes." if "\\" in path else ""
+            hint = " Repair them, or name other data."
+            if "\\" in path:
+                hint = " Separate the folders of a path by /, not by backslashes."
+            elif "does not exist" in reason:
+                hint = " Paths are relative to the folder of the CSV; correct them."
             raise DataError(
                 f"{self.source}: all {len(self.bad):,} images are bad, first: {path}: {reason}.{hint}"
             )

@@ -236,4 +236,6 @@ def generate(
 
     with counting("painting images") as progress:
         generate(out, count=count, size=size, seed=seed, progress=progress)
-    typer.echo(f"{count:,} images painted; {out / 'manifest.csv'} lists them.")
+    manifest = out / "manifest.csv"
+    typer.echo(f"{count:,} images painted; {manifest} has their labels and splits.")
+    typer.echo(f"Next: noisyssl build {manifest} OUT --recipe small")
