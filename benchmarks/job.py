@@ -18,7 +18,9 @@ def measure(folder: Path, question: str) -> Record:
     """
     path = folder / "result.json"
     if not path.is_file():
-        raise ConfigError(f"{folder} has no result.json; give the folder of a finished `noisyssl build`.")
+        raise ConfigError(
+            f"{folder} has no result.json; give the folder of a finished `noisyssl build` or `demo`."
+        )
     result = json.loads(path.read_text(encoding="utf-8"))
     figures: dict[str, Any] = {}
     for key, name in (("pretrained", "self-supervised start"), ("random", "random start")):

@@ -67,7 +67,11 @@ class Report:
         """Raises DataError for the first of: bad files, faults, a leak; each unless it is accepted."""
         if self.bad and not self.images:
             path, reason = self.bad[0]
-            hint = " Separate the folders of a path by /, not by backslashes." if "\\" in path else ""
+            hint = " Repair them, or name other data."
+            if "\\" in path:
+                hint = " Separate the folders of a path by /, not by backslashes."
+            elif "does not exist" in reason:
+                hint = " Paths are relative to the folder of the CSV; correct them."
             raise DataError(
                 f"{self.source}: all {len(self.bad):,} images are bad, first: {path}: {reason}.{hint}"
             )
@@ -164,7 +168,10 @@ def class_faults(samples: Samples) -> list[str]:
         if name.encode(errors="replace").decode() != name:
             return [f"class {name!r} is not valid UTF-8; rename its folder."]
     if len(names) < 2:
-        return [f"one class only ({names[0]!r}); two are needed. Read it without labels to pretrain on it."]
+        return [
+            f"one class only ({names[0]!r}); two are needed. Name the folder of the class folders, or the "
+            "CSV that holds the labels; `noisyssl pretrain` needs no labels."
+        ]
     if not found["train"]:
         return ["no training images: every image is in val or test."]
     training = [samples.classes[label] for label in sorted(found["train"])]

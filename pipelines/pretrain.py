@@ -152,7 +152,7 @@ def must_be_possible(config: Config, samples: Samples) -> None:
     if stage.batch > images:
         raise ConfigError(
             f"pretrain.batch is {stage.batch}, but there are only {images} training images; "
-            f"set pretrain.batch at most {images}."
+            f"set it with --set pretrain.batch={images} or less."
         )
 
 

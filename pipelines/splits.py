@@ -11,6 +11,10 @@ from noisyssl.errors import DataError
 
 SHARE = 0.15
 """Part of the training groups that becomes each missing split."""
+REMEDY = (
+    "Add images of other groups (one without a group is its own), or give the splits yourself: "
+    "folders train, val and test, or a column 'split'."
+)
 
 
 def make_splits(
@@ -90,7 +94,7 @@ def _divide(units: np.ndarray, classes: np.ndarray, parts: list[str], rng: np.ra
     if count <= len(parts):
         raise DataError(
             f"the training images form {count} group{'s' * (count != 1)}; {len(parts) + 1} are needed "
-            f"to make the missing {' and '.join(parts)}. Add groups, or give the splits yourself."
+            f"to make the missing {' and '.join(parts)}. {REMEDY}"
         )
     pairs, sizes = np.unique(units * kinds + classes, return_counts=True)
     holder, kind = pairs // kinds, pairs % kinds  # one entry per class that a unit holds
@@ -110,8 +114,7 @@ def _divide(units: np.ndarray, classes: np.ndarray, parts: list[str], rng: np.ra
         _cover(result, part, holder, kind, kinds, order)
         if not (result == part).any():
             raise DataError(
-                f"no group is left for {part}: every class needs a training group of its own. "
-                "Add groups, or give the splits yourself."
+                f"no group is left for {part}: every class needs a training group of its own. {REMEDY}"
             )
     return result
 

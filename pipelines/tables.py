@@ -67,7 +67,7 @@ def _check_header(path: Path, header: list[str], required: Sequence[str]) -> Non
         if name not in header:
             raise DataError(
                 f"{path}:1: column {name!r} is missing; the header has {', '.join(header) or 'nothing'}."
-                f"{near_miss(name, header)}"
+                f"{near_miss(name, header)} Add it, or rename the one that is meant."
             )
     for name in header:
         if name and header.count(name) > 1:

@@ -125,7 +125,7 @@ class TrainConfig(Stage):
     objective: str = "ce"
     """What is minimised: a robust loss's name."""
     noise: str = "none"
-    """Label noise to inject into the training labels, KIND:RATE such as symmetric:0.4."""
+    """Label noise to inject into the labels of training and validation, KIND:RATE such as symmetric:0.4."""
     noise_seed: int = 0
     """Seed of that noise alone, so that runs with other seeds share the flips."""
     val_labels: str = "noisy"

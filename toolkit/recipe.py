@@ -116,12 +116,12 @@ def parse(tree: dict[str, Any]) -> Config:
         if not isinstance(given, dict):
             continue  # reported by build
         chosen = given.get(chooser, "simclr" if section == "pretrain" else "ce")
+        tables = {name: given.pop(name) for name in list(given) if name in kinds}
         try:
             pick(kinds, str(chosen), chooser)
         except ConfigError as error:
             errors.append(str(error))
             continue
-        tables = {name: given.pop(name) for name in list(given) if name in kinds}
         built = {
             name: build(kinds[name], table, f"{section}.{name}", errors) for name, table in tables.items()
         }
@@ -147,7 +147,8 @@ def build(kind: Any, tree: Any, where: str, errors: list[str]) -> Any:
         dotted = f"{where}.{name}" if where else name
         if name not in known or (name == "options" and isinstance(value, dict)):
             choices = [n for n in known if n != "options"]
-            hint = near_miss(name, choices) or f" Known: {', '.join(choices)}."
+            shown = (f"{n}.NAME" if is_dataclass(types[n]) else n for n in choices)
+            hint = near_miss(name, choices) or f" Known: {', '.join(shown)}."
             errors.append(f"setting {dotted} is unknown.{hint}")
         elif is_dataclass(types[name]):
             values[name] = build(types[name], value, dotted, errors)

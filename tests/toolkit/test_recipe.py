@@ -81,6 +81,7 @@ def test_differences_sees_settings_of_another_objective():
         (["train.lr=inf"], r"train\.lr is inf; it must be a number above 0"),
         (["train.weight_decay=inf"], r"train\.weight_decay is inf"),
         (["train=1"], r"train is 1; it must be a section"),
+        (["size=32"], r"setting size is unknown\. Known: seed, .*, data\.NAME, "),
     ],
 )
 def test_a_wrong_setting_names_itself_and_what_is_allowed(settings, message):
@@ -92,6 +93,12 @@ def test_all_errors_come_at_once():
     with pytest.raises(ConfigError) as caught:
         load(None, ["train.epochs=0", "data.fit=x", "seed=y"])
     assert all(name in str(caught.value) for name in ("train.epochs", "data.fit", "seed"))
+
+
+def test_a_wrong_method_does_not_make_the_tables_of_the_others_wrong():
+    with pytest.raises(ConfigError) as caught:
+        load("small", ["pretrain.method=simlcr"])
+    assert str(caught.value).endswith("Did you mean 'simclr'?")
 
 
 def test_recipes_that_come_with_the_package_are_valid():

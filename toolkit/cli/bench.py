@@ -163,8 +163,16 @@ def job(
 
 
 @app.command("all")
-def everything(out: Out = None, as_json: Json = False) -> None:
-    """All of the above, one after the other."""
+def everything(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON-lines file to append to; without it, one per question in benchmarks/results/."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Loading, step, inference, scan, scaling and kill, one after the other."""
     from noisyssl.benchmarks.records import RESULTS
 
     commands: dict[str, Any] = {

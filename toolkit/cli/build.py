@@ -33,7 +33,9 @@ def build(
     out: Annotated[Path, typer.Argument(help="Folder to create; --resume goes on with it.")],
     noise: Annotated[
         str | None,
-        typer.Option(help="Label noise to inject, such as symmetric:0.4; none for your own labels."),
+        typer.Option(
+            help="Label noise to inject, such as symmetric:0.4; leave it out to take the labels as they are."
+        ),
     ] = None,
     compare: Annotated[
         bool,

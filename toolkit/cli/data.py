@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisyssl.cli.options import AllowLeaks, Json, Modality, Quarantine, open_data, resolve
+from noisyssl.cli.options import AllowLeaks, Json, Quarantine, open_data, resolve
 from noisyssl.cli.progress import counting, tell
 from noisyssl.errors import ConfigError
 
@@ -124,7 +124,9 @@ def printable(text: str) -> str:
 @app.command()
 def views(
     data: Source,
-    modality: Modality = None,
+    modality: Annotated[
+        str | None, typer.Option(help="What the images are: natural, histology, xray or fundus.")
+    ] = None,
     method: Annotated[str, typer.Option(help="Self-supervised method whose views are shown.")] = "simclr",
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("views.png"),
     size: Annotated[int, typer.Option(min=16, help="Height and width of training in pixels.")] = 224,
@@ -234,4 +236,6 @@ def generate(
 
     with counting("painting images") as progress:
         generate(out, count=count, size=size, seed=seed, progress=progress)
-    typer.echo(f"{count:,} images painted; {out / 'manifest.csv'} lists them.")
+    manifest = out / "manifest.csv"
+    typer.echo(f"{count:,} images painted; {manifest} has their labels and splits.")
+    typer.echo(f"Next: noisyssl build {manifest} OUT --recipe small")

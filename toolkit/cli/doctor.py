@@ -156,9 +156,7 @@ def _triton() -> Check:
                 name="Triton", ok=True, detail=f"tritonserver of nvidia-pytriton {_version('pytriton')}"
             )
     command = "pip install nvidia-pytriton 'tritonclient[http,grpc]'"
-    return Check(
-        name="Triton", ok=False, detail="no tritonserver program (needed only to serve)", fix=command
-    )
+    return Check(name="Triton", ok=False, detail="no tritonserver program (noisyssl needs none)", fix=command)
 
 
 def _space(name: str, gib: float, enough: float, command: str) -> Check:

@@ -27,7 +27,9 @@ def evaluate(
     data: Annotated[
         Path, typer.Argument(help="Labelled data; its test split where it has splits, else all.")
     ],
-    checkpoint: Annotated[str, typer.Option(help="Of a run: best or last.")] = "best",
+    checkpoint: Annotated[
+        str, typer.Option(help="Of a run: best, or last: the final epoch's weights.")
+    ] = "best",
     runtime: Annotated[str, typer.Option(help="Of a bundle: onnx, torch or tensorrt.")] = "onnx",
     split: Annotated[str, typer.Option(help="Split to measure where the data has splits.")] = "test",
     device: Device = None,

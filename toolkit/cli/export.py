@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisyssl.cli.options import Json, Quarantine, Set, open_data
+from noisyssl.cli.options import Json, Quarantine, open_data
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ def export(
         Path | None, typer.Option(help="Where the run's data is now, if it was moved since.")
     ] = None,
     quarantine: Quarantine = None,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="One setting of export, such as export.tolerance=1e-5; may be given again."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write ONNX, a TensorRT engine and a manifest, after proving that they compute what was trained."""

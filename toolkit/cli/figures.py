@@ -24,7 +24,8 @@ def injected(noise: dict[str, Any]) -> str:
     """What is known of the training labels: without true labels, only what was flipped on purpose."""
     if not noise["realised"]:
         return "no label was flipped on purpose"
-    return f"{noise['realised']:.3f} of the training labels are wrong ({noise['flips']} labels flipped)"
+    changed = f"{noise['flips']} labels changed in training and validation"
+    return f"{noise['realised']:.3f} of the training labels are wrong ({changed})"
 
 
 def interval(figure: dict[str, Any]) -> str:

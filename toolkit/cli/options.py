@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.samples import Samples
 
-Recipe = Annotated[str | None, typer.Option(help="TOML file with settings, or the name of a shipped recipe.")]
+Recipe = Annotated[
+    str | None, typer.Option(help="TOML file with settings, or a shipped recipe, such as small.")
+]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, such as data.size=64; may be given again.")
+    list[str] | None,
+    typer.Option("--set", help="One setting, such as backbone=resnet50; may be given again."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-Batch = Annotated[int | None, typer.Option(help="Images per batch, of all processes together.")]
+Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
 Modality = Annotated[
     str | None,

@@ -10,7 +10,9 @@ from noisyssl.errors import ConfigError
 
 def report(
     source: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="Folder of a run or of a bundle.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write; RUN/report.html by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; RUN/report.html by default. A bundle needs it.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the images are now, for the sample pictures.")
     ] = None,

@@ -58,7 +58,7 @@ def pretrain(
     seed: Seed = None,
     device: Device = None,
     epochs: Epochs = None,
-    batch: Batch = None,
+    batch: Annotated[int | None, typer.Option(help="Images per batch, of all processes together.")] = None,
     size: Size = None,
     modality: Modality = None,
     quarantine: Quarantine = None,
@@ -110,7 +110,10 @@ def train(
     pretrain_method: Annotated[
         str | None, typer.Option("--pretrain", help="Pretrain by this method first, into OUT-pretrain.")
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Label noise to inject, such as symmetric:0.4.")] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Label noise to inject into training and validation, such as symmetric:0.4."),
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="What is minimised: ce or gce.")] = None,
     val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
     weights: Weights = None,
