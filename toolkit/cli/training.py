@@ -211,7 +211,8 @@ def run_stage(
         run.must_match(config)
         with launch.first_here():
             samples = open_data(config, run=run)
-        run.adopt(config)
+        with run.alone():  # a training that goes on elsewhere keeps its settings
+            run.adopt(config)
     else:
         module.must_make_sense(config)
         with launch.first_here():
