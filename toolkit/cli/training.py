@@ -149,11 +149,15 @@ def train(
     samples = None
     if before is not None:
         from noisyssl.pipelines import pretrain, train
+        from noisyssl.pipelines.reopen import in_splits_of
+        from noisyssl.pipelines.run import Run
 
         without = _without_training(config)
         for stage in (pretrain, train):  # said before pretraining, not after
             stage.must_make_sense(without)
         samples = open_data(config)
+        if before.exists():
+            samples = in_splits_of(Run.open(before, "pretrain"), samples)
         train.must_be_possible(config, samples)
         run_stage("pretrain", without, before, resume=before.exists(), samples=samples)
     metrics = run_stage("train", config, out, resume=resume, samples=samples)
