@@ -1,6 +1,7 @@
 """The benchmark of frozen features: what it asks for, what it keeps, what its record says."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -89,6 +90,26 @@ def test_finished_cells_are_kept_and_a_killed_one_goes_on(measured, monkeypatch)
     assert again["figures"] == record["figures"]
     with pytest.raises(ConfigError, match=r"pretrain\.batch"):
         representations.pretrained(pretrain_with(work / "simsiam-0", batch=16), None, work / "simsiam-0")
+
+
+def test_other_settings_do_not_get_the_figures_that_were_kept(measured, capsys):
+    _, work, command = measured
+    longer = ["--epochs", "2", *SMALL[2:]]
+    assert run([*command, "--method", "rotation", *longer]) == 2
+    assert "pretrain.epochs: 1 -> 2" in capsys.readouterr().err
+    before = json.loads((work / "random-0.json").read_text())
+    larger = [word.replace("size=32", "size=16") for word in SMALL]
+    assert run([*command, "--method", "random", *larger]) == 0
+    assert json.loads((work / "random-0.json").read_text())["knn"] != before["knn"]
+
+
+def test_a_resumed_run_has_no_minutes(measured, tmp_path):
+    _, work, _ = measured
+    shutil.copytree(work / "rotation-1", tmp_path / "run")
+    resumed = Run.open(tmp_path / "run")
+    assert representations.minutes_of(resumed) == resumed.metrics()["seconds"] / 60
+    resumed.log({"kind": "start", "resumed": "step-000000001.safetensors"})
+    assert representations.minutes_of(resumed) is None
 
 
 def pretrain_with(folder, **changed):
