@@ -6,6 +6,7 @@ Features are measured as `noisyssl probe` does: the training split teaches, the 
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -86,9 +87,12 @@ def measure(
         first = over if method == RANDOM else first
         row: dict[str, Any] = {"seeds": seeds}
         for key, title in KINDS.items():
-            row[title] = asdict(figures(over[key], labels, groups, samples.classes).balanced_accuracy)
+            row[title] = figures(over[key], labels, groups, samples.classes).to_json()["balanced_accuracy"]
             if first is not None and method != RANDOM:
-                row[f"{title} - random"] = asdict(gain(over[key], first[key], labels, groups))
+                more = asdict(gain(over[key], first[key], labels, groups))
+                row[f"{title} - random"] = {
+                    name: None if math.isnan(value) else value for name, value in more.items()
+                }
         row["effective rank"] = float(np.mean([one["effective_rank"] for one in found]))
         minutes = [one["minutes"] for one in found if one["minutes"] is not None]
         row["minutes"] = float(np.mean(minutes)) if minutes else None

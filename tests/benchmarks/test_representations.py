@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from noisyssl.benchmarks import representations
+from noisyssl.benchmarks.records import write
 from noisyssl.benchmarks.tables import tables
 from noisyssl.cli import run
 from noisyssl.errors import ConfigError
 from noisyssl.pipelines import pretrain
 from noisyssl.pipelines.embed import frozen_backbone, random_backbone
 from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.scan import open_samples
+from noisyssl.recipe import load
 
 SMALL = [
     "--epochs", "1", "--set", "backbone=resnet18-w16", "--set", "data.size=32", "--set", "threads=1",
@@ -112,9 +116,20 @@ def test_a_resumed_run_has_no_minutes(measured, tmp_path):
     assert representations.minutes_of(resumed) is None
 
 
-def pretrain_with(folder, **changed):
-    from dataclasses import replace
+def test_a_test_split_of_one_group_has_no_interval(tissue, tmp_path, monkeypatch):
+    samples = open_samples(tissue)
+    samples = replace(samples, groups=["one patient"] * len(samples))
+    scores = dict.fromkeys(representations.KINDS, np.zeros((len(samples.where("test")), 9)))
+    told = {name: {"balanced_accuracy": {"value": 0.1}} for name in representations.KINDS}
+    told |= {"effective_rank": 1.0, "minutes": None, "baselines": {}}
+    monkeypatch.setattr(representations, "cell", lambda *given, **more: (told, scores))
+    wanted = {"random": 1, "simclr": 1}
+    found = representations.measure("x", samples, tmp_path, wanted, lambda *given: load())
+    write(tmp_path / "record.jsonl", found)
+    assert found["figures"]["simclr"]["k-NN - random"] == {"value": 0.0, "low": None, "high": None}
 
+
+def pretrain_with(folder, **changed):
     config = Run.open(folder).config()
     return replace(config, pretrain=replace(config.pretrain, **changed))
 
