@@ -4,7 +4,9 @@ Each cell is a pretraining run in a folder of its own, so a killed benchmark goe
 Features are measured as `noisyssl probe` does: the training split teaches, the test split is measured.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +27,7 @@ from noisyssl.pipelines.probing import measure as probe
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.setup import device_of
+from noisyssl.recipe import tree_of
 
 RANDOM = "random"
 """The row of untrained weights: what pretraining must beat."""
@@ -57,7 +60,8 @@ def measure(
 ) -> Record:
     """One record of a data set: per method k-NN and linear probe, rank and minutes, means over its seeds.
 
-    Figures are balanced accuracies with their bootstrap intervals over groups. Where `random` comes first,
+    Figures are balanced accuracies with their bootstrap intervals over groups; minutes are those of runs that
+    were not interrupted. Where `random` comes first,
     each method's gain over it is measured on the same resamples.
 
     Args:
@@ -83,11 +87,15 @@ def measure(
         first = over if method == RANDOM else first
         row: dict[str, Any] = {"seeds": seeds}
         for key, title in KINDS.items():
-            row[title] = asdict(figures(over[key], labels, groups, samples.classes).balanced_accuracy)
+            row[title] = figures(over[key], labels, groups, samples.classes).to_json()["balanced_accuracy"]
             if first is not None and method != RANDOM:
-                row[f"{title} - random"] = asdict(gain(over[key], first[key], labels, groups))
+                more = asdict(gain(over[key], first[key], labels, groups))
+                row[f"{title} - random"] = {
+                    name: None if math.isnan(value) else value for name, value in more.items()
+                }
         row["effective rank"] = float(np.mean([one["effective_rank"] for one in found]))
-        row["minutes"] = None if method == RANDOM else float(np.mean([one["minutes"] for one in found]))
+        minutes = [one["minutes"] for one in found if one["minutes"] is not None]
+        row["minutes"] = float(np.mean(minutes)) if minutes else None
         rows[method] = row
     for colour, figure in found[0]["baselines"].items():
         balanced = figure["balanced_accuracy"]
@@ -108,19 +116,21 @@ def cell(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What `probe` says of one method and seed with the minutes of its run, and its (N, K) test scores.
 
-    Both are kept beside the run; the figures come last and say that the cell is finished.
+    Both are kept beside the run; the figures come last and say that the cell is finished. What was kept of
+    other settings or data is measured again; a run of others is refused.
     """
     told, arrays = folder.with_suffix(".json"), folder.with_suffix(".npz")
+    asked = hashlib.sha256(json.dumps([tree_of(config), samples.digest()]).encode()).hexdigest()
     if told.is_file():
-        with np.load(arrays, allow_pickle=False) as kept:
-            return json.loads(told.read_text(encoding="utf-8")), {key: kept[key] for key in KINDS}
-    minutes = (
-        None if untrained else pretrained(config, samples.unlabelled(), folder).metrics()["seconds"] / 60
-    )
+        found = json.loads(told.read_text(encoding="utf-8"))
+        if found.get("asked") == asked:
+            with np.load(arrays, allow_pickle=False) as kept:
+                return found, {key: kept[key] for key in KINDS}
+    minutes = None if untrained else minutes_of(pretrained(config, samples.unlabelled(), folder))
     frozen = random_backbone(config) if untrained else frozen_backbone(folder)
     scores: dict[str, np.ndarray] = {}
     found = probe(frozen, samples, device_of(config.device), config.threads, scores=scores)
-    found["minutes"] = minutes
+    found |= {"minutes": minutes, "asked": asked}
     write_arrays(arrays, scores)
     write_whole(told, json.dumps(found, indent=2) + "\n")
     return found, scores
@@ -140,6 +150,14 @@ def pretrained(config: Config, samples: Samples, folder: Path) -> Run:
         with run.alone():
             pretrain.pretrain(config, samples, run)
     return run
+
+
+def minutes_of(run: Run) -> float | None:
+    """Minutes that a finished run took; None for a resumed one, which has those of its last part only."""
+    log = map(json.loads, (run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    if any(entry["kind"] == "start" and entry["resumed"] for entry in log):
+        return None
+    return run.metrics()["seconds"] / 60
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from itertools import zip_longest
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from noisyssl.errors import DataError
 from noisyssl.images import evaluation_view
 from noisyssl.pipelines import compiled
 from noisyssl.pipelines.draws import draw, order
@@ -35,7 +36,12 @@ def contact_sheet(
         size: pixels of the original's evaluation view.
         seed: of the run, and of the choice of images.
         rows: images.
+
+    Raises:
+        DataError: there is no training image.
     """
+    if not len(samples.where("train")):
+        raise DataError(f"{samples.root} has no train images, which are shown; add some.")
     index = chosen(samples, seed, rows)
     images = [np.ascontiguousarray(samples.image(int(i))) for i in index]
     columns: list[Column] = [("original", [evaluation_view(image, size) for image in images])]

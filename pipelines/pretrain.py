@@ -57,6 +57,7 @@ def pretrain(
     seed_all(config.seed)
     backbone = build_backbone(config.backbone, config.stem)
     method = kind(backbone, stage.options, config.data.size)
+    method.must_accept(stage.batch)  # here too: another number of processes may go on
     if run.is_fresh():
         must_be_possible(config, samples)
         if stage.weights:

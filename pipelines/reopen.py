@@ -1,6 +1,7 @@
 """The samples of a run that exists already: its own rows, whatever became of their files since."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def reopen_samples(
     )
     run.must_hold(samples if labelled else samples.unlabelled())
     return samples
+
+
+def in_splits_of(run: Run, samples: Samples) -> Samples:
+    """`samples` as they were opened just now, but in the splits of `run`: what follows it keeps its test set.
+
+    Splits that the source does not give are drawn among all groups: one file lost since moves most of them.
+    """
+    paths, splits = read_own_table(run.folder / "samples.csv", ("path", "split")).values()
+    own = dict(zip(paths, splits, strict=True))
+    kept = [own.get(path, now) for path, now in zip(samples.paths, samples.splits.tolist(), strict=True)]
+    return replace(samples, splits=np.array(kept, dtype="<U5"))
 
 
 def _difference(

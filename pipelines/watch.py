@@ -46,7 +46,6 @@ class Truth:
 class Look:
     """What the networks make of the images after some epoch."""
 
-    epoch: int
     bank: np.ndarray
     """(M, D) float32 features of training images."""
     queries: np.ndarray
@@ -98,6 +97,8 @@ class Watch:
         self.whole = np.arange(0)
         """Rows of `images` that could be decoded."""
         self.last: Look | None = None
+        self.looked = -1
+        """The epoch of `last`, which is None where nothing could be measured."""
 
     def open(self, images: np.ndarray, broken: Mapping[int, str]) -> None:
         """Take the (M + Q, S, S, 3) uint8 views of bank and queries; samples in `broken` are left out."""
@@ -112,7 +113,8 @@ class Watch:
         if self.images is None or (epoch % self.every and epoch != self.epochs):
             return
         began = time.monotonic()
-        self.last = seen = self._measured(epoch, state)
+        self.last, self.looked = self._measured(state), epoch
+        seen = self.last
         if seen is None:
             return
         entry: dict[str, Any] = {"kind": "probe", "epoch": epoch, "step": state.step}
@@ -141,8 +143,8 @@ class Watch:
         if self.images is None:
             return None
         seen = self.last
-        if seen is None or seen.epoch != self.epochs:  # resumed after the last epoch
-            seen = self._measured(self.epochs, state)
+        if self.looked != self.epochs:  # resumed after the last epoch
+            seen = self._measured(state)
         if seen is None:
             return None
         write_arrays(self.run.folder / "probe.npz", self._pictures(seen))
@@ -155,7 +157,7 @@ class Watch:
             "collapsed": any(spread.is_collapsed() for spread in seen.spreads.values()),
         }
 
-    def _measured(self, epoch: int, state: State) -> Look | None:
+    def _measured(self, state: State) -> Look | None:
         """Everything that is measured; None, with a warning, where a feature is not finite."""
         assert self.images is not None
         method: Any = state.trained()
@@ -168,7 +170,7 @@ class Watch:
         spreads = {"features": probe.spread(bank)}
         if (embedding := projected(method, bank[:EMBEDDED], device)) is not None:
             spreads["embedding"] = probe.spread(embedding)
-        seen = Look(epoch=epoch, bank=bank, queries=queries, spreads=spreads, scores={})
+        seen = Look(bank=bank, queries=queries, spreads=spreads, scores={})
         labels, classes = self.truth.labels[self.bank], len(self.truth.classes)
         known = self._known()
         if len(np.unique(labels[labels >= 0])) < 2 or not len(known):

@@ -430,10 +430,12 @@ def test_a_finished_run_without_its_weights_is_no_dead_end(job, tmp_path, capsys
 def test_two_processes_do_not_write_into_one_run(job, tmp_path, capsys):
     shutil.copytree(job / "run", tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
+    settings = (tmp_path / "run" / "config.toml").read_text()
     with Run.open(tmp_path / "run").alone():
-        code, line = fails(capsys, "train", "--out", tmp_path / "run", "--resume")
+        code, line = fails(capsys, "train", "--out", tmp_path / "run", "--resume", "--quarantine")
     assert code == 2
     assert "in use by another process" in line
+    assert (tmp_path / "run" / "config.toml").read_text() == settings
     with Run.open(tmp_path / "run").alone():
         pass
 

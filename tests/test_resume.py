@@ -161,6 +161,21 @@ def test_a_file_that_breaks_after_the_last_epoch_is_dropped_with_quarantine_only
     assert "images/" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_what_follows_a_resumed_pretraining_keeps_its_splits(folders, tmp_path, monkeypatch):
+    """The splits are made; drawn among one group less, most of the test would have been pretrained on."""
+    out, before = tmp_path / "run", tmp_path / "run-pretrain"
+    arguments = ["train", folders, "--pretrain", "rotation", "--out", out, *SETTINGS[:-1], "1"]
+    arguments += ["--set", "pretrain.epochs=2", "--set", "pretrain.batch=32"]
+    with monkeypatch.context() as patch:
+        at_checkpoints(patch, {1: interrupt})
+        assert command(*arguments) == 130
+    lost = rows(before)[int(indices(before, "train")[0])]["path"]
+    (folders / lost).unlink()
+    assert command(*arguments, "--resume", "--quarantine") == 0
+    splits = {row["path"]: row["split"] for row in rows(before) if row["path"] != lost}
+    assert {row["path"]: row["split"] for row in rows(out)} == splits
+
+
 def test_moved_data_resumes_and_exports_and_other_data_does_not(table, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:

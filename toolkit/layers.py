@@ -53,9 +53,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     splits: int
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.training or self.splits == 1:
+        count = min(self.splits, len(images) // 2)  # dropped files leave fewer images: no part of one
+        if not self.training or count < 2:
             return super().forward(images)
-        return torch.cat([super(SplitBatchNorm2d, self).forward(part) for part in images.chunk(self.splits)])
+        parts = images.tensor_split(count)
+        return torch.cat([super(SplitBatchNorm2d, self).forward(part) for part in parts])
 
     @classmethod
     def replace(cls, network: nn.Module, splits: int) -> None:

@@ -1,17 +1,22 @@
 """The benchmark of frozen features: what it asks for, what it keeps, what its record says."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from noisyssl.benchmarks import representations
+from noisyssl.benchmarks.records import write
 from noisyssl.benchmarks.tables import tables
 from noisyssl.cli import run
 from noisyssl.errors import ConfigError
 from noisyssl.pipelines import pretrain
 from noisyssl.pipelines.embed import frozen_backbone, random_backbone
 from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.scan import open_samples
+from noisyssl.recipe import load
 
 SMALL = [
     "--epochs", "1", "--set", "backbone=resnet18-w16", "--set", "data.size=32", "--set", "threads=1",
@@ -91,9 +96,40 @@ def test_finished_cells_are_kept_and_a_killed_one_goes_on(measured, monkeypatch)
         representations.pretrained(pretrain_with(work / "simsiam-0", batch=16), None, work / "simsiam-0")
 
 
-def pretrain_with(folder, **changed):
-    from dataclasses import replace
+def test_other_settings_do_not_get_the_figures_that_were_kept(measured, capsys):
+    _, work, command = measured
+    longer = ["--epochs", "2", *SMALL[2:]]
+    assert run([*command, "--method", "rotation", *longer]) == 2
+    assert "pretrain.epochs: 1 -> 2" in capsys.readouterr().err
+    before = json.loads((work / "random-0.json").read_text())
+    larger = [word.replace("size=32", "size=16") for word in SMALL]
+    assert run([*command, "--method", "random", *larger]) == 0
+    assert json.loads((work / "random-0.json").read_text())["knn"] != before["knn"]
 
+
+def test_a_resumed_run_has_no_minutes(measured, tmp_path):
+    _, work, _ = measured
+    shutil.copytree(work / "rotation-1", tmp_path / "run")
+    resumed = Run.open(tmp_path / "run")
+    assert representations.minutes_of(resumed) == resumed.metrics()["seconds"] / 60
+    resumed.log({"kind": "start", "resumed": "step-000000001.safetensors"})
+    assert representations.minutes_of(resumed) is None
+
+
+def test_a_test_split_of_one_group_has_no_interval(tissue, tmp_path, monkeypatch):
+    samples = open_samples(tissue)
+    samples = replace(samples, groups=["one patient"] * len(samples))
+    scores = dict.fromkeys(representations.KINDS, np.zeros((len(samples.where("test")), 9)))
+    told = {name: {"balanced_accuracy": {"value": 0.1}} for name in representations.KINDS}
+    told |= {"effective_rank": 1.0, "minutes": None, "baselines": {}}
+    monkeypatch.setattr(representations, "cell", lambda *given, **more: (told, scores))
+    wanted = {"random": 1, "simclr": 1}
+    found = representations.measure("x", samples, tmp_path, wanted, lambda *given: load())
+    write(tmp_path / "record.jsonl", found)
+    assert found["figures"]["simclr"]["k-NN - random"] == {"value": 0.0, "low": None, "high": None}
+
+
+def pretrain_with(folder, **changed):
     config = Run.open(folder).config()
     return replace(config, pretrain=replace(config.pretrain, **changed))
 

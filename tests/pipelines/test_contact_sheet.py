@@ -91,6 +91,14 @@ def test_images_without_labels_are_shown_too(data, tmp_path):
     assert run(["data", "views", str(flat), "--size", "32", "--out", out, "--method", "rotation"]) == 0
 
 
+def test_without_training_images_there_is_nothing_to_show(data, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("path,split\ndata/a/00.png,test\n")
+    out = tmp_path / "sheet.png"
+    assert run(["data", "views", str(tmp_path / "t.csv"), "--size", "32", "--out", str(out)]) == 5
+    assert "has no train images" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

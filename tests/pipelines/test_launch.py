@@ -158,6 +158,26 @@ def test_another_number_that_does_not_divide_the_batch_is_refused(story, process
         pretrain.must_divide(Run.open(story["run"]).config())
 
 
+def test_a_number_of_processes_that_the_method_refuses_is_refused_on_resume_too(
+    tissue, tmp_path, monkeypatch
+):
+    from noisyssl.errors import ConfigError
+    from noisyssl.pipelines import pretrain
+    from noisyssl.pipelines.run import Run
+    from noisyssl.pipelines.scan import open_samples
+    from noisyssl.recipe import load
+
+    moco2 = ["pretrain.method=moco2", "pretrain.batch=4"]
+    moco2 += ["pretrain.moco2.splits=2", "pretrain.moco2.queue=64"]
+    config = load(None, [*moco2, "backbone=resnet18-w16", "data.size=32", "threads=1"])
+    pretrain.must_make_sense(config)  # alone
+    samples = open_samples(tissue).unlabelled()
+    begun = Run.create(tmp_path / "run", config, "pretrain", samples)
+    monkeypatch.setattr("noisyssl.methods.moco2.world", lambda: 2)
+    with pytest.raises(ConfigError, match=r"batch is 4, but BatchNorm sees it in 4 parts"):
+        pretrain.pretrain(config, samples, begun)
+
+
 def test_an_error_in_one_process_is_told_once_and_ends_all(tmp_path, capfd):
     code = (
         "from noisyssl.cli import main, training\n"

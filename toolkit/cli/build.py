@@ -102,6 +102,8 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     from noisyssl.cli.export import must_be_buildable, write_bundle
     from noisyssl.cli.training import run_stage
     from noisyssl.pipelines import pretrain, train
+    from noisyssl.pipelines.reopen import in_splits_of
+    from noisyssl.pipelines.run import Run
 
     began = time.monotonic()
     if out.exists() and not resume:
@@ -109,11 +111,13 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
     for stage in (pretrain, train):  # what later parts would refuse is said now, and before the scan
         stage.must_make_sense(config)
     must_be_buildable(config.export)
+    start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     samples = open_data(config)
+    if start.exists():
+        samples = in_splits_of(Run.open(start, "pretrain"), samples)
     for stage in (pretrain, train):
         stage.must_be_possible(config, samples)
     out.mkdir(parents=True, exist_ok=True)
-    start, tuned, random = out / "pretrain", out / "train", out / "train-random"
     is_fresh = not start.exists()
     run_stage("pretrain", config, start, resume=start.exists(), samples=samples)
     with_init = replace(config, train=replace(config.train, init=str(start.absolute())))

@@ -153,11 +153,15 @@ def train(
     samples = None
     if before is not None:
         from noisyssl.pipelines import pretrain, train
+        from noisyssl.pipelines.reopen import in_splits_of
+        from noisyssl.pipelines.run import Run
 
         without = _without_training(config)
         for stage in (pretrain, train):  # said before pretraining, not after
             stage.must_make_sense(without)
         samples = open_data(config)
+        if before.exists():
+            samples = in_splits_of(Run.open(before, "pretrain"), samples)
         train.must_be_possible(config, samples)
         run_stage("pretrain", without, before, resume=before.exists(), samples=samples)
     metrics = run_stage("train", config, out, resume=resume, samples=samples)
@@ -189,7 +193,8 @@ def run_stage(
         run.must_match(config)
         with launch.first_here():
             samples = open_data(config, run=run)
-        run.adopt(config)
+        with run.alone():  # a training that goes on elsewhere keeps its settings
+            run.adopt(config)
     else:
         module.must_make_sense(config)
         with launch.first_here():

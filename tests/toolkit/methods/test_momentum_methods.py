@@ -158,6 +158,14 @@ def test_a_split_batch_norm_is_a_batch_norm_of_each_part():
     assert torch.equal(network(images), same(images))
 
 
+@pytest.mark.parametrize(("images", "splits"), [(25, 8), (7, 4), (3, 2), (2, 8)])
+def test_no_part_of_a_split_batch_norm_is_a_single_image(images, splits):
+    """A batch that the parts do not divide, or that lost a broken file: one image has no variance."""
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    SplitBatchNorm2d.replace(network, splits)
+    assert network(torch.randn(images, 3, 1, 1)).shape == (images, 3, 1, 1)
+
+
 def test_queries_and_keys_meet_other_images_in_their_batch_norms():
     key = torch.arange(64)
     parts = [
