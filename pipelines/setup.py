@@ -92,13 +92,13 @@ def dropped_of(facts: dict[str, Any]) -> dict[int, str]:
 
 
 def seen_by(init: Path, samples: Samples) -> list[dict[str, Any]]:
-    """A warning for the log where the pretraining run `init` trained on files that are tested on now."""
+    """A warning for the log where the run `init` trained on files that are tested on now."""
     splits, digests = read_own_table(init / "samples.csv", ("split", "digest")).values()
     seen = {digest for split, digest in zip(splits, digests, strict=True) if split == "train"}
     test = samples.where("test").tolist()
     count = sum(samples.digests[row] in seen for row in test)
     message = (
-        f"{count:,} of {len(test):,} test images were in the training split of {init}, without their labels: "
-        "the test is not unseen. Pretrain on data with the same splits."
+        f"{count:,} of {len(test):,} test images were in the training split of {init}: "
+        "the test is not unseen. Use data with the same splits."
     )
     return [{"kind": "warning", "message": message}] if count else []

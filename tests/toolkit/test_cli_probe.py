@@ -268,3 +268,16 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="the disk is full"):
         embed.write_arrays(tmp_path / "f.npz", {"features": np.ones(3)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_test_images_that_the_run_trained_on_are_told(runs, tissue, tmp_path, capsys):
+    swap = {"train": "test", "test": "train"}
+    other = rewrite(
+        tissue, tmp_path / "swapped", lambda row: row | {"split": swap.get(row["split"], row["split"])}
+    )
+    assert run(["probe", str(runs / "pre"), str(tissue)]) == 0
+    assert "unseen" not in capsys.readouterr().err
+    assert run(["probe", str(runs / "pre"), str(other)]) == 0
+    assert "were in the training split of" in capsys.readouterr().err
+    assert run(["probe", str(runs / "pre"), str(other), "--random"]) == 0
+    assert "unseen" not in capsys.readouterr().err

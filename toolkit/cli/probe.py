@@ -8,7 +8,7 @@ import typer
 
 from noisyssl.cli.figures import interval
 from noisyssl.cli.options import AllowLeaks, Device, Json, Quarantine
-from noisyssl.cli.progress import counting
+from noisyssl.cli.progress import counting, tell
 from noisyssl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ def probe(
     """Measure frozen features: k-NN and a linear probe, beside what colour alone can tell."""
     from noisyssl.pipelines.embed import frozen_backbone
     from noisyssl.pipelines.probing import measure
-    from noisyssl.pipelines.setup import device_of, threads_of
+    from noisyssl.pipelines.setup import device_of, seen_by, threads_of
 
     frozen = frozen_backbone(run, random=random)
     where = device_of(device or "auto")
     samples = _opened(run, data, quarantine, allow_leaks, classify=True)
+    for warning in [] if random else seen_by(run, samples):
+        tell(f"note: {warning['message']}")
     with counting("looking at images") as progress:
         found = measure(frozen, samples, where, threads_of(0), labels=labels, k=k, progress=progress)
     if as_json:
@@ -118,5 +120,5 @@ def _opened(
             progress=progress,
         )
     for note in samples.notes:
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     return samples

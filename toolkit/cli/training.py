@@ -97,7 +97,9 @@ def pretrain(
         if as_json:
             typer.echo(json.dumps(metrics))
         else:
-            done = f"{metrics['method']}, {metrics['epochs']} epochs, loss {metrics['loss']:.4f}"
+            loss = metrics["loss"]  # None: no step since the last line of the log was finite
+            shown = "-" if loss is None else f"{loss:.4f}"
+            done = f"{metrics['method']}, {metrics['epochs']} epochs, loss {shown}"
             typer.echo(f"{out}: {done}, {metrics['seconds']:.0f} s")
             typer.echo(f"Next: noisyssl train DATA --init {out} --out RUN")
 
