@@ -38,6 +38,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 MEETING = "NOISYSSL_GROUP_FILE"
 """Environment variable: where processes of one machine meet, instead of at a port open to the network."""
 
+LOST = "lost the connection to the others"
+"""How the note of a process begins that met a broken connection and nothing else."""
+
 _store: "Store | None" = None
 
 
@@ -138,6 +141,13 @@ def note_failure(message: str) -> None:
         Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
 
 
+def note_lost_peer(error: BaseException) -> None:
+    """Leave what broke the connection, in case no process knows a better reason: NCCL itself failed."""
+    if started() and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        told = {"message": f"{LOST}: {_first_line(error)}", "timestamp": int(time.time())}
+        Path(path).write_text(json.dumps(told))
+
+
 def leave(code: int) -> NoReturn:
     """End this process; one of several at once, for whatever waits for the others would wait in vain."""
     if code and started():
@@ -211,12 +221,14 @@ def _code_of(failures: dict[int, Any], processes: int) -> int:
     # in the order in which they were noticed; who only lost another process is not the cause
     causes = [rank for rank, failure in failures.items() if failure.exitcode != TrainingError.code]
     rank = (causes or list(failures))[0]
-    code = failures[rank].exitcode
+    code, message = failures[rank].exitcode, failures[rank].message
     how = (
         f"was ended by signal {-code} ({failures[rank].signal_name()})"
         if code < 0
         else f"ended with code {code}"
     )
+    if isinstance(message, str) and message.startswith(LOST):
+        how = message
     raise TrainingError(
         f"process {rank} of {processes} {how}, and the others with it; "
         "the same command with --resume goes on."

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from noisyssl import checkpoint
 from noisyssl.cli import run
+from noisyssl.errors import TrainingError
 from noisyssl.pipelines import launch
 
 SETTINGS = [
@@ -191,6 +193,33 @@ def test_an_error_in_one_process_is_told_once_and_ends_all(tmp_path, capfd):
     )
     assert launch.run_processes(["-c", code], 2) == 5
     assert capfd.readouterr().err.splitlines() == ["error: x.png is broken; restore it."]
+
+
+def test_who_only_lost_the_others_says_what_broke_where_nobody_knows_better(tmp_path, monkeypatch):
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "",
+        "MASTER_PORT": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    failures = {}
+    for rank in (0, 1):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}.json"))
+        launch.note_lost_peer(RuntimeError("NCCL error: unhandled system error\nmore"))
+        failures[rank] = ProcessFailure(rank, 1, TrainingError.code, str(tmp_path / f"{rank}.json"))
+    with pytest.raises(
+        TrainingError, match=r"process 0 of 2 lost the .*\(?NCCL error: unhandled system error, and"
+    ):
+        launch._code_of(failures, 2)
+    failures[1] = ProcessFailure(1, 2, -9, "")
+    with pytest.raises(TrainingError, match="process 1 of 2 was ended by signal 9"):
+        launch._code_of(failures, 2)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "told.json"))
+    launch.note_failure("the disk is full")
+    failures[1] = ProcessFailure(1, 3, 7, str(tmp_path / "told.json"))
+    assert launch._code_of(failures, 2) == 7
 
 
 def test_what_works_in_one_process_refuses_several(tmp_path, capsys, monkeypatch):

@@ -119,7 +119,8 @@ def run(argv: list[str]) -> int:
         if type(error).__name__ in ("Exit", "Abort"):
             return getattr(error, "exit_code", 130)
         if launch.is_lost_peer(error):
-            return TrainingError.code  # whoever ended first says why
+            launch.note_lost_peer(error)  # whoever ended first says why
+            return TrainingError.code
         if not launch.started():
             raise
         launch.note_failure(traceback.format_exc())
