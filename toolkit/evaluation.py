@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from noisyssl.auroc import aurocs, rankings
 from noisyssl.errors import DataError, TrainingError
 
 BINS = 15
@@ -152,12 +153,12 @@ def _resampled(
     """(5 + 2 K, 1 + R) figures, means over the E epochs: of the data itself, then of each resample."""
     groups, classes = int(group.max()) + 1, probabilities.shape[2]
     additive = [_additive(epoch, labels, group, groups) for epoch in probabilities]
-    rankings = [_rankings(epoch, labels, group) for epoch in probabilities]
+    ranked = [rankings(epoch, labels, group) for epoch in probabilities]
     parts = []
     for weights in _weights(groups, resamples, seed, max(1, CHUNK // len(labels))):
         per_epoch = [
-            _table(counts.T @ weights, _aurocs(ranking, weights), classes)
-            for counts, ranking in zip(additive, rankings, strict=True)
+            _table(counts.T @ weights, aurocs(ranking, weights), classes)
+            for counts, ranking in zip(additive, ranked, strict=True)
         ]
         parts.append(np.mean(per_epoch, axis=0))
     return np.concatenate(parts, axis=1)
@@ -214,7 +215,7 @@ def _additive(probabilities: np.ndarray, labels: np.ndarray, group: np.ndarray, 
     return out
 
 
-def _table(sums: np.ndarray, aurocs: np.ndarray, classes: int) -> np.ndarray:
+def _table(sums: np.ndarray, areas: np.ndarray, classes: int) -> np.ndarray:
     """(5 + 2 K, R) figures from the (3 K + 15, R) weighted sums and the (K, R) AUROCs."""
     support, predicted, hits = sums[:classes], sums[classes : 2 * classes], sums[2 * classes : 3 * classes]
     total = support.sum(axis=0)
@@ -226,7 +227,7 @@ def _table(sums: np.ndarray, aurocs: np.ndarray, classes: int) -> np.ndarray:
         hits.sum(axis=0) / total,
         _mean_of_defined(sensitivity),
         _mean_of_defined(f1),
-        _mean_of_defined(aurocs),
+        _mean_of_defined(areas),
         np.abs(sums[3 * classes :]).sum(axis=0) / total,
     )
     return np.concatenate([np.stack(scalars), sensitivity, specificity])
@@ -237,62 +238,6 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ranking:
-    """One class's scores reduced to what a weighted Mann-Whitney statistic needs."""
-
-    positives: np.ndarray
-    """Group of each positive sample, by score."""
-    positive_starts: np.ndarray
-    """Where each of the P distinct positive scores begins in `positives`."""
-    negatives: np.ndarray
-    """Group of each negative sample, by score."""
-    below: np.ndarray
-    """(P,) negatives with a lower score."""
-    upto: np.ndarray
-    """(P,) negatives with a lower or the same score."""
-
-
-def _rankings(probabilities: np.ndarray, labels: np.ndarray, group: np.ndarray) -> list[_Ranking]:
-    out = []
-    for k, score in enumerate(probabilities.T):
-        order = np.argsort(score, kind="stable")
-        positive = labels[order] == k
-        score, ordered = score[order], group[order]
-        distinct, starts = np.unique(score[positive], return_index=True)
-        negative_scores = score[~positive]
-        out.append(
-            _Ranking(
-                positives=ordered[positive],
-                positive_starts=starts,
-                negatives=ordered[~positive],
-                below=np.searchsorted(negative_scores, distinct, side="left"),
-                upto=np.searchsorted(negative_scores, distinct, side="right"),
-            )
-        )
-    return out
-
-
-def _aurocs(rankings: list[_Ranking], weights: np.ndarray) -> np.ndarray:
-    """(K, R): the weighted share of (positive, negative) pairs that are ranked right; a tie counts half.
-
-    float32 holds the multiplicities and their sums, whole numbers below 2**24, exactly.
-    """
-    small = weights.astype(np.float32)
-    out = np.full((len(rankings), weights.shape[1]), np.nan)
-    for k, ranking in enumerate(rankings):
-        if not len(ranking.positives) or not len(ranking.negatives):
-            continue
-        positive = np.add.reduceat(small[ranking.positives], ranking.positive_starts, axis=0)
-        negative = np.zeros((len(ranking.negatives) + 1, weights.shape[1]), dtype=np.float32)
-        np.cumsum(small[ranking.negatives], axis=0, out=negative[1:])
-        right = 0.5 * (negative[ranking.below].astype(np.float64) + negative[ranking.upto])
-        pairs = positive.sum(axis=0, dtype=np.float64) * negative[-1]
-        with np.errstate(invalid="ignore"):
-            out[k] = (positive * right).sum(axis=0) / pairs
-    return out
 
 
 def _interval(row: np.ndarray, resampled: bool) -> Interval:
