@@ -1,6 +1,7 @@
 """The benchmark of frozen features: what it asks for, what it keeps, what its record says."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -33,6 +34,13 @@ def measured(tissue, tmp_path_factory):
     command = ["bench", "features", str(tissue), "--work", str(folder / "work"), "--out", str(out)]
     assert run([*command, *ROWS, *SMALL]) == 0
     return json.loads(out.read_text()), folder / "work", command
+
+
+def test_what_is_printed_is_a_figure_with_its_interval(measured, capsys):
+    _, _, command = measured
+    assert run([*command, *ROWS, *SMALL]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["rotation"])
+    assert re.search(r"k-NN 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]  k-NN - random -?0\.\d{3} \[", row)
 
 
 def test_every_cell_is_a_run_and_random_weights_need_none(measured):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.figures import interval
 from noisyssl.cli.options import Json, Modality, Set, open_data, resolve
 from noisyssl.cli.progress import tell as say
 
@@ -205,4 +206,6 @@ def tell(found: "Iterable[Record]", out: Path | None, as_json: bool) -> None:
 
 
 def _number(value: object) -> str:
+    if isinstance(value, dict):
+        return interval(value).strip()
     return f"{value:.4g}" if isinstance(value, float) else str(value)
