@@ -79,9 +79,7 @@ def pretrain(
         "pretrain.batch": batch,
     } | _shared(data, seed, device, size, modality, quarantine, allow_leaks)
     if nproc > 1 and not launch.started():
-        settings(
-            out, "pretrain", recipe, set_, flags, resume
-        )  # what they would all refuse is said once, at once
+        settings(out, "pretrain", recipe, set_, flags, resume)  # what all would refuse is said once, at once
         raise typer.Exit(launch.run_processes(["-m", "noisyssl.cli", *context.obj], nproc))
     with launch.joined():
         if nproc > 1 and nproc != launch.local_world():
