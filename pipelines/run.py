@@ -86,7 +86,8 @@ class Run:
         run = cls(folder)
         if not (folder / "run.json").is_file():
             what = "is not a run folder" if folder.exists() else "does not exist"
-            raise ConfigError(f"{folder} {what}; give the --out folder of `noisyssl {stage or 'train'}`.")
+            given = f"`noisyssl {stage}`" if stage else "`noisyssl pretrain` or `train`"
+            raise ConfigError(f"{folder} {what}; give the --out folder of {given}.")
         if stage and (found := run.facts()["stage"]) != stage:
             raise ConfigError(
                 f"{folder} is a run of `noisyssl {found}`; this needs one of `noisyssl {stage}`."
