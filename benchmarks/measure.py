@@ -34,10 +34,10 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(-warm, runs):
         for name in sorted(sides, key=list(sides).index, reverse=turn % 2 == 1):
-            _synchronise()
+            synchronise()
             start = time.perf_counter()
             sides[name]()
-            _synchronise()
+            synchronise()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -56,7 +56,8 @@ def rate(count: int, seconds: Sequence[float]) -> Spread:
     return Spread.of([count / one for one in seconds])
 
 
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for the GPU where torch uses one."""
     torch = sys.modules.get("torch")  # a side that uses CUDA through torch has imported it
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

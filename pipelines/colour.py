@@ -24,29 +24,35 @@ def finish(images: Tensor, view: View, draws: Draws) -> Tensor:
 
     Which images a step changes is known on the host, so no step waits for the GPU.
     """
-    device, planes = images.device, images.permute(0, 3, 1, 2)
-
-    def change(which: np.ndarray, by: Callable[..., Tensor], *arrays: np.ndarray) -> None:
-        """Replace those planes by `by(planes, *arrays)`, whose arrays have B rows too."""
-        nonlocal planes
-        if len(rows := np.flatnonzero(which)):
-            if planes.data_ptr() == images.data_ptr():
-                planes = planes.clone(memory_format=torch.preserve_format)  # the crops are not ours to change
-            where = sent(rows, device)
-            planes[where] = by(planes[where], *(sent(array[rows], device) for array in arrays))
-
+    planes = images.permute(0, 3, 1, 2)
     if view.stain:
-        change(is_stained(draws), stain, density_map(draws))
+        planes = changed(planes, is_stained(draws), stain, density_map(draws))
     if view.jitter or view.grey or view.blur:
         planes = blur_and_twist(planes, draws)
     if view.turn:
-        change(draws.transposed(), lambda some: some.transpose(2, 3))
+        planes = changed(planes, draws.transposed(), lambda some: some.transpose(2, 3))
+    return unfused(planes, view, draws)
+
+
+def unfused(planes: Tensor, view: View, draws: Draws) -> Tensor:
+    """The steps after the quarter turn, of (B, 3, S, S) uint8."""
     if view.angle:
-        change(draws.angle != 0, rotate, rotation(draws.angle))
+        planes = changed(planes, draws.angle != 0, rotate, rotation(draws.angle))
     if view.solarise:
-        change(draws.solarised, lambda some: torch.minimum(some, 255 - some))
+        planes = changed(planes, draws.solarised, lambda some: torch.minimum(some, 255 - some))
     if view.jpeg:
-        change(draws.quality > 0, jpeg.compress, jpeg.tables(np.maximum(draws.quality, 1)))
+        planes = changed(planes, draws.quality > 0, jpeg.compress, jpeg.tables(np.maximum(draws.quality, 1)))
+    return planes
+
+
+def changed(planes: Tensor, which: np.ndarray, by: Callable[..., Tensor], *arrays: np.ndarray) -> Tensor:
+    """`planes` with those at `which` replaced by `by(planes, *arrays)`, whose arrays have B rows too."""
+    if not len(rows := np.flatnonzero(which)):
+        return planes
+    where = sent(rows, planes.device)
+    new = by(planes[where], *(sent(array[rows], planes.device) for array in arrays))
+    planes = planes.clone(memory_format=torch.preserve_format)
+    planes[where] = new
     return planes
 
 

@@ -5,7 +5,7 @@ Nothing here depends on the batch, on prefetch or on which other samples exist, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -25,6 +25,9 @@ FIRST = 2 * ATTEMPTS + 12
 """Numbers drawn for every view: the crop, flips, colour, blur."""
 MORE = 13
 """Numbers drawn after those for views that turn, stain, solarise or compress."""
+
+
+Epoch = int | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class Draws:
     quality: np.ndarray
     """int64: JPEG quality, 1 to 100; 0 where it is not compressed."""
 
+    def part(self, rows: slice) -> "Draws":
+        """The draws of some of the samples."""
+        return Draws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     def transposed(self) -> np.ndarray:
         """(B,) bool: rows and columns change places after the crop; `corners` holds the rest of the turns."""
         return self.turns % 2 == 1
@@ -93,7 +100,7 @@ class Draws:
         return np.stack(start, 1), np.stack(end, 1)
 
 
-def keys(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
+def keys(seed: int, epoch: Epoch, index: np.ndarray) -> np.ndarray:
     """(B,) int64: one key per sample and epoch, the root of all its draws."""
     return _hash(seed, epoch, index, KEY)
 
@@ -109,14 +116,20 @@ def order(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    view: View, seed: int, epoch: int, index: np.ndarray, number: int, heights: np.ndarray, widths: np.ndarray
+    view: View,
+    seed: int,
+    epoch: Epoch,
+    index: np.ndarray,
+    number: int,
+    heights: np.ndarray,
+    widths: np.ndarray,
 ) -> Draws:
     """The draws of `view`, the `number`-th of its samples, for B samples.
 
     Args:
         view: ranges and probabilities.
         seed: of the run.
-        epoch: from 0.
+        epoch: from 0; one for all, or (B,) of them.
         index: (B,) int64 rows of `samples.csv`.
         number: place of the view among the views of a sample; two equal views get different draws.
         heights: (B,) pixels of the source images.
@@ -156,7 +169,7 @@ def draw(
     )
 
 
-def _hash(seed: int, epoch: int, index: np.ndarray, purpose: int) -> np.ndarray:
+def _hash(seed: int, epoch: Epoch, index: np.ndarray, purpose: int) -> np.ndarray:
     index = np.asarray(index, np.int64)
     high, low, _, _ = philox(
         (index & MASK, index >> 32, epoch & MASK, purpose), (seed & MASK, (seed >> 32) & MASK)

@@ -1,7 +1,6 @@
-"""One way to get batches, whoever computes the views: DALI, or torch where DALI is not there."""
+"""One way to get batches, whoever computes the views: DALI, the GPU from its own memory, or torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Literal, Protocol
 
@@ -13,22 +12,24 @@ from noisyssl.batch import Batch
 from noisyssl.distributed import exchange
 from noisyssl.errors import ConfigError, DataError, MachineError
 from noisyssl.images import BadImage
-from noisyssl.pipelines import batched
+from noisyssl.pipelines.batched import BatchedStream
 from noisyssl.pipelines.colour import sent
 from noisyssl.pipelines.dali import DaliStream
-from noisyssl.pipelines.draws import Slot, draw, keys
+from noisyssl.pipelines.draws import Slot, keys
+from noisyssl.pipelines.gpu_streams import DecodedStream, ResidentStream, UploadStream, can_fuse
+from noisyssl.pipelines.resident import fits, must_be_packed
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.schedule import Schedule, must_be_shared
 from noisyssl.views import View
 
-Kind = Literal["auto", "dali", "batched"]
+Kind = Literal["auto", "resident", "dali", "batched"]
 
 
 class Loader(Protocol):
     """Endless epochs of batches: one epoch per `iter()`, or what `start` left of it."""
 
     name: str
-    """Who computes the views: dali-cpu, dali-gpu or batched."""
+    """Where the views come from: resident, upload, dali-gpu, dali-cpu or batched."""
     labels: Tensor | None
     """(N,) int64 over all samples, on the CPU, looked up as a batch is handed out; replace it to relabel."""
     dropped: dict[int, str]
@@ -51,6 +52,31 @@ class Loader(Protocol):
     def close(self) -> None:
         """Stop threads and free buffers; a later `iter()` opens them again."""
         ...
+
+
+class Stream(Protocol):
+    """Views of the slots of a schedule, in order, computed ahead."""
+
+    flying: list[Slot]
+    """Slots taken from the schedule and not yet handed out, oldest first."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        views: Sequence[View],
+        slots: Iterator[Slot],
+        *,
+        seed: int,
+        batch: int,
+        device: torch.device,
+        threads: int,
+    ) -> None: ...
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        """Per view (B, 3, S, S) uint8, channels-last, safe to keep, of the oldest slot in flight."""
+        ...
+
+    def close(self) -> None: ...
 
 
 def open_loader(
@@ -79,7 +105,7 @@ def open_loader(
         batch: samples per batch, over all processes.
         seed: of order and augmentation.
         device: where batches arrive; DALI computes there too.
-        kind: `auto` is DALI where it is installed.
+        kind: `auto` is the GPU's memory for a packed set that fits, else DALI where it is installed.
         shuffle: a new order every epoch; otherwise ascending indices.
         drop_last: leave out the last batch of an epoch where it is smaller than `batch`.
         threads: that decode and augment on the CPU.
@@ -90,8 +116,8 @@ def open_loader(
             with `quarantine` all must ask for each batch together.
 
     Raises:
-        ConfigError: there is not a single batch, or it cannot be shared evenly.
-        MachineError: DALI is asked for and missing.
+        ConfigError: there is not a single batch, it cannot be shared evenly, or files cannot be resident.
+        MachineError: DALI or a GPU is asked for and missing.
     """
     if len(indices) < (batch if drop_last else 1):
         raise ConfigError(
@@ -103,73 +129,48 @@ def open_loader(
         indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
     )
     return _Loader(
-        samples, views, schedule, use_dali=uses_dali(kind), device=device, threads=threads,
+        samples, views, schedule, streams(kind, samples, device), device=device, threads=threads,
         quarantine=quarantine, labels=labels,
     )  # fmt: skip
 
 
-def uses_dali(kind: str) -> bool:
-    """Whether a loader of this kind is DALI's.
+def streams(kind: str, samples: Samples, device: torch.device) -> tuple[str, type[Stream]]:
+    """The name of a loader of this kind, and what computes its views.
 
     Raises:
-        MachineError: DALI is asked for and missing.
+        ConfigError: the images are to lie on the GPU, but are files.
+        MachineError: DALI or the GPU is asked for and missing.
     """
-    installed = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-    if kind == "dali" and not installed:
+    must_be_possible(kind, device)
+    if kind == "resident":
+        must_be_packed(samples)
+    fused = can_fuse(device)
+    if kind == "resident" or (kind == "auto" and fused and fits(samples, device)):
+        return "resident", ResidentStream
+    if kind == "batched" or not has_dali():
+        return "batched", BatchedStream
+    if not fused:
+        return "dali-cpu", DaliStream
+    return ("upload", UploadStream) if samples.array is not None else ("dali-gpu", DecodedStream)
+
+
+def must_be_possible(kind: str, device: torch.device) -> None:
+    """Raises MachineError if DALI or the GPU is asked for and missing."""
+    if kind == "dali" and not has_dali():
         raise MachineError(
             "loader is 'dali'; the package nvidia-dali is not installed. "
             "Run `pip install noisyssl[train]` on Linux, or choose loader = 'batched'."
         )
-    return kind == "dali" or (kind == "auto" and installed)
-
-
-class BatchedStream:
-    """What `DaliStream` is, by torch operations; decodes one batch ahead."""
-
-    def __init__(
-        self,
-        samples: Samples,
-        views: Sequence[View],
-        slots: Iterator[Slot],
-        *,
-        batch: int,
-        seed: int,
-        device: torch.device,
-        threads: int,
-    ) -> None:
-        self.flying: list[Slot] = []
-        self._samples, self._views, self._slots = samples, views, slots
-        self._seed, self._device = seed, device
-        self._pool = ThreadPoolExecutor(threads)
-        self._decoding: list[Future[np.ndarray]] = []
-        self._decode_ahead()
-
-    def __next__(self) -> tuple[Tensor, ...]:
-        slot, decoded = self.flying[0], [future.result() for future in self._decoding]
-        self._decode_ahead()
-        images: Tensor | list[Tensor]
-        if len({image.shape for image in decoded}) == 1:
-            images = torch.from_numpy(np.stack(decoded)).to(self._device)
-        else:
-            images = [torch.from_numpy(image).to(self._device) for image in decoded]
-        heights, widths = self._samples.heights[slot.index], self._samples.widths[slot.index]
-        views = tuple(
-            batched.apply(
-                images,
-                view,
-                draw(view, self._seed, slot.place[0], slot.index, number, heights, widths),
-            )
-            for number, view in enumerate(self._views)
+    if kind == "resident" and not can_fuse(device):
+        raise MachineError(
+            "loader is 'resident', which keeps the images in a GPU's memory; it takes an NVIDIA GPU, "
+            "and Triton, which comes with PyTorch on Linux. Set data.loader=auto."
         )
-        self.flying.pop(0)
-        return views
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
 
-    def _decode_ahead(self) -> None:
-        self.flying.append(next(self._slots))
-        self._decoding = [self._pool.submit(self._samples.image, int(i)) for i in self.flying[-1].index]
+def has_dali() -> bool:
+    """Whether DALI is installed."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 class _Loader:
@@ -178,20 +179,20 @@ class _Loader:
         samples: Samples,
         views: Sequence[View],
         schedule: Schedule,
+        named: tuple[str, type[Stream]],
         *,
-        use_dali: bool,
         device: torch.device,
         threads: int,
         quarantine: bool,
         labels: Tensor | None,
     ) -> None:
-        self.name = f"dali-{'gpu' if device.type == 'cuda' else 'cpu'}" if use_dali else "batched"
+        self.name, self._kind = named
         self.labels = labels
         self.dropped: dict[int, str] = {}
         self.position = (0, 0)
-        self._samples, self._views, self._schedule, self._use_dali = samples, views, schedule, use_dali
+        self._samples, self._views, self._schedule = samples, views, schedule
         self._device, self._threads, self._quarantine = device, threads, quarantine
-        self._stream: DaliStream | BatchedStream | None = None
+        self._stream: Stream | None = None
 
     def __len__(self) -> int:
         return self._schedule.count
@@ -212,11 +213,10 @@ class _Loader:
             if fetched is not None:
                 yield self._batch(*fetched)
 
-    def _opened(self) -> DaliStream | BatchedStream:
+    def _opened(self) -> Stream:
         if self._stream is None:
             slots = self._schedule.slots(*self.position, self.dropped)
-            kind = DaliStream if self._use_dali else BatchedStream
-            self._stream = kind(
+            self._stream = self._kind(
                 self._samples, self._views, slots, batch=-(-self._schedule.largest // self._schedule.world),
                 seed=self._schedule.seed, device=self._device, threads=self._threads,
             )  # fmt: skip

@@ -14,7 +14,7 @@ from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines.board import summary_writer
 from noisyssl.pipelines.fit import dtype_of
 from noisyssl.pipelines.launch import local_rank, local_world
-from noisyssl.pipelines.loader import uses_dali
+from noisyssl.pipelines.loader import must_be_possible
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.tables import read_own_table
 
@@ -52,8 +52,9 @@ def settings_must_hold(config: Config, stage: Stage) -> None:
             f"{stage.section()}.batch is {stage.batch}; BatchNorm needs 2 or more. Set --batch 2."
         )
     backbone = build_backbone(config.backbone, config.stem)
-    dtype_of(stage, device_of(config.device))
-    uses_dali(config.data.loader)
+    device = device_of(config.device)
+    dtype_of(stage, device)
+    must_be_possible(config.data.loader, device)
     if stage.tensorboard:
         summary_writer()
     if stage.weights:

@@ -24,7 +24,7 @@ class DataConfig:
     modality: str = "natural"
     """What the images are: natural, histology, xray or fundus; what the views of both stages may change."""
     loader: str = "auto"
-    """auto, dali or batched."""
+    """auto, resident (packed images in the GPU's memory), dali or batched."""
     split_seed: int = 0
     """Seed of splits the source does not give; apart from `seed`, so that all runs share a test set."""
     quarantine: bool = False
@@ -37,7 +37,7 @@ class DataConfig:
         require(self.split_seed >= 0, "data.split_seed", self.split_seed, "0 or above")
         one_of("data.fit", self.fit, ("crop", "squash", "pad"))
         one_of("data.modality", self.modality, tuple(MODALITIES))
-        one_of("data.loader", self.loader, ("auto", "dali", "batched"))
+        one_of("data.loader", self.loader, ("auto", "resident", "dali", "batched"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,7 +84,7 @@ def test_resize_is_torchs_antialiased_bilinear_inside(size):
 
 def test_resize_rows_sum_to_one_and_keep_a_ramp():
     start, end = torch.tensor([2.0, 10.5]), torch.tensor([50.0, 41.25])
-    matrix = resize_matrix(start, end, 60, 16)
+    matrix = resize_matrix(start, end, 60, 16, torch.device("cpu"))
     torch.testing.assert_close(matrix.sum(2), torch.ones(2, 16))
     centres = torch.arange(60) + 0.5
     expected = start[:, None] + (torch.arange(16) + 0.5) / 16 * (end - start)[:, None]

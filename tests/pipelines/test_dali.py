@@ -51,12 +51,6 @@ def samples_of(root, paths, pixels, native=None, array=None):
     )  # fmt: skip
 
 
-@pytest.fixture(params=[False, True], ids=["compiled", "crops"])
-def crop(request):
-    """Who crops, blurs and colours: the CPU's compiled views, or DALI and torch as on a GPU."""
-    return request.param
-
-
 @pytest.fixture(scope="module", params=["jpeg", "png", "array", "foreign"])
 def samples(request, tmp_path_factory):
     root = tmp_path_factory.mktemp(request.param)
@@ -99,8 +93,8 @@ def stream(samples, views, **settings):
     [pair(64), training(48), BIG, COLOUR_ONLY, BLUR_ONLY, *ADAPTED.values(), SOLARISED],
     ids=["pair", "training", "big", "colour", "blur", *ADAPTED, "solarised"],
 )
-def test_dali_equals_the_batched_reference_on_random_views(samples, views, crop):
-    dali = stream(samples, views, crop=crop)
+def test_dali_equals_the_batched_reference_on_random_views(samples, views):
+    dali = stream(samples, views)
     worst = 0.0
     for _, slot in zip(range(6), schedule(), strict=False):
         images = [torch.from_numpy(samples.image(int(i)).copy()) for i in slot.index]
@@ -115,8 +109,8 @@ def test_dali_equals_the_batched_reference_on_random_views(samples, views, crop)
     assert worst < (0.25 if any(view.jpeg for view in views) else 0.1)
 
 
-def test_evaluation_view_is_the_one_that_figures_use(samples, crop):
-    dali = stream(samples, (evaluation(64),), crop=crop)
+def test_evaluation_view_is_the_one_that_figures_use(samples):
+    dali = stream(samples, (evaluation(64),))
     for _, slot in zip(range(3), schedule(), strict=False):
         (views,) = next(dali)
         for index, view in zip(slot.index, views, strict=True):
@@ -125,8 +119,8 @@ def test_evaluation_view_is_the_one_that_figures_use(samples, crop):
     dali.close()
 
 
-def test_two_streams_give_the_same_bytes_at_any_prefetch_depth(samples, crop):
-    first, second = stream(samples, pair(32), crop=crop), stream(samples, pair(32), crop=crop, prefetch=4)
+def test_two_streams_give_the_same_bytes_at_any_prefetch_depth(samples):
+    first, second = stream(samples, pair(32)), stream(samples, pair(32), prefetch=4)
     for _ in range(5):
         for a, b in zip(next(first), next(second), strict=True):
             assert torch.equal(a, b)
@@ -134,8 +128,8 @@ def test_two_streams_give_the_same_bytes_at_any_prefetch_depth(samples, crop):
     second.close()
 
 
-def test_batches_are_channels_last_and_safe_to_keep(samples, crop):
-    dali = stream(samples, pair(32), crop=crop)
+def test_batches_are_channels_last_and_safe_to_keep(samples):
+    dali = stream(samples, pair(32))
     kept = [next(dali) for _ in range(4)]
     copies = [tuple(view.clone() for view in views) for views in kept]
     for _ in range(8):
@@ -147,8 +141,8 @@ def test_batches_are_channels_last_and_safe_to_keep(samples, crop):
             assert torch.equal(view, copy)
 
 
-def test_views_of_different_sizes(samples, crop):
-    dali = stream(samples, (*pair(32), *pair(16)), crop=crop)
+def test_views_of_different_sizes(samples):
+    dali = stream(samples, (*pair(32), *pair(16)))
     assert [view.shape[2:] for view in next(dali)] == [(32, 32), (32, 32), (16, 16), (16, 16)]
     dali.close()
 

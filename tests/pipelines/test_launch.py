@@ -20,7 +20,7 @@ from noisyssl.pipelines import launch
 
 SETTINGS = [
     "--set", "backbone=resnet18-w16", "--set", "threads=1", "--size", "32", "--batch", "32", "--epochs", "4",
-    "--set", "pretrain.checkpoint_minutes=0.001", "--set", "pretrain.log_every=1",
+    "--set", "pretrain.checkpoint_minutes=0.001", "--set", "pretrain.log_every=1", "--device", "cpu",
 ]  # fmt: skip
 CLI = [sys.executable, "-m", "noisyssl.cli"]
 

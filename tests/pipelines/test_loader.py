@@ -281,8 +281,8 @@ def test_an_error_that_no_file_explains_is_raised_as_it_is(opened, samples, kind
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(loading, "draw", fail)
-    monkeypatch.setattr("noisyssl.pipelines.dali.draw", fail, raising=False)
+    monkeypatch.setattr("noisyssl.pipelines.batched.draw", fail)
+    monkeypatch.setattr("noisyssl.pipelines.compiled.apply", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(running)
 

@@ -163,6 +163,30 @@ def job(
     tell([measure(folder, name)], out, as_json)
 
 
+@app.command()
+def gpu(
+    only: Annotated[str, typer.Option(help="Parts whose names hold this, such as 'ladder'.")] = "",
+    threads: Threads = 0,
+    runs: Runs = 5,
+    count: Annotated[int, typer.Option(help="Painted images that are loaded.")] = 4096,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """All that needs an NVIDIA GPU, in minutes: feeding, training steps, DALI on the GPU, inference."""
+    from noisyssl.benchmarks.gpu_suite import measure
+    from noisyssl.errors import TrainingError
+    from noisyssl.pipelines.setup import threads_of
+
+    failed = []
+    for part, found in measure(threads_of(threads), runs, count, only):
+        if isinstance(found, str):
+            failed.append(f"{part} ({found})")
+        else:
+            tell([found], out, as_json)
+    if failed:
+        raise TrainingError(f"{len(failed)} parts failed: {'; '.join(failed)}.")
+
+
 @app.command("all")
 def everything(
     out: Annotated[

@@ -1,0 +1,99 @@
+"""Question "ladder": what each rung (half precision, memory layout, compilation) adds to a training step.
+
+Cross-entropy on one preloaded batch, all rungs in turn in one process; the lowest is float32 in contiguous
+memory without TF32.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from noisyssl.batch import Batch
+from noisyssl.benchmarks import limits
+from noisyssl.benchmarks.measure import interleaved, rate, ratio
+from noisyssl.benchmarks.records import Record, record
+from noisyssl.classifier import build_classifier
+from noisyssl.config import TrainConfig
+from noisyssl.objectives import OBJECTIVES, build_objective
+from noisyssl.pipelines.fit import dtype_of, prepare, step
+from noisyssl.pipelines.setup import device_of
+
+CLASSES = 9
+RUNGS: dict[str, tuple[str, torch.memory_format, bool]] = {  # precision, layout, compiled
+    "float32": ("float32", torch.contiguous_format, False),
+    "bf16": ("bf16", torch.contiguous_format, False),
+    "bf16, channels-last": ("bf16", torch.channels_last, False),
+    "bf16, channels-last, compiled": ("bf16", torch.channels_last, True),
+}
+LOWEST, PLAIN, EAGER, COMPILED = RUNGS
+
+
+def measure(
+    backbone: str,
+    batch: int = 256,
+    size: int = 224,
+    steps: int = 8,
+    runs: int = 5,
+    known: Record | None = None,
+) -> Record:
+    """Images/s of each rung, and what each adds to the one below it.
+
+    Args:
+        backbone: torchvision's name.
+        batch: images per step.
+        size: pixels.
+        steps: of each rung in a turn.
+        runs: counted turns.
+        known: the card's limits; adds the share of them that the highest rung reaches.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    sides = {name: many(training_step(backbone, batch, size, *rung), steps) for name, rung in RUNGS.items()}
+    seconds = interleaved(sides, warm=2, runs=runs)
+    speeds = {name: rate(batch * steps, taken) for name, taken in seconds.items()}
+    gains = {
+        "bf16 channels-last / float32": ratio(seconds[LOWEST], seconds[EAGER]),
+        "channels-last / contiguous": ratio(seconds[PLAIN], seconds[EAGER]),
+        "compiled / eager": ratio(seconds[EAGER], seconds[COMPILED]),
+    }
+    figures = {f"{name}, images/s": value.median for name, value in speeds.items()}
+    figures |= {name: value.median for name, value in gains.items()}
+    if known is not None:
+        best = max(value.median for value in speeds.values())
+        figures["share of the no-overlap limit"] = best / limits.images_per_s(backbone, known)
+    settings = {"backbone": backbone, "size": size, "batch": batch, "device": device_of("auto").type}
+    return record("ladder", settings=settings, figures=figures, n=runs, spread=gains)
+
+
+def training_step(
+    backbone: str, batch: int, size: int, precision: str, layout: torch.memory_format, compiled: bool
+) -> Callable[[], None]:
+    """One step as the loop takes it, on the same images every time."""
+    device = device_of("auto")
+    stage = replace(TrainConfig(), batch=batch, precision=precision, compile=compiled)
+    torch.manual_seed(0)
+    objective = build_objective("ce", build_classifier(backbone, "plain", CLASSES), OBJECTIVES["ce"][1]())
+    state = prepare(objective, stage, device)
+    state.objective.to(memory_format=layout)
+    state.objective.train()
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    index = torch.arange(batch, device=device)
+    views = (images.contiguous(memory_format=layout),)
+    fixed = Batch(views=views, index=index, key=index, label=index % CLASSES)
+    dtype = dtype_of(stage, device)
+
+    def one() -> None:
+        step(state, [fixed], stage.lr, stage, device, dtype)
+
+    return one
+
+
+def many(one: Callable[[], None], count: int) -> Callable[[], None]:
+    """`count` calls as one."""
+
+    def all_of_them() -> None:
+        for _ in range(count):
+            one()
+
+    return all_of_them
