@@ -21,10 +21,11 @@ from noisyssl.config import PretrainConfig, Stage, TrainConfig
 from noisyssl.methods import METHODS
 from noisyssl.objective import Objective
 from noisyssl.objectives import OBJECTIVES, build_objective
-from noisyssl.pipelines.fit import dtype_of, prepare, step
+from noisyssl.pipelines.fit import dtype_of, prepare
 from noisyssl.pipelines.loader import Kind, open_loader
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.setup import device_of
+from noisyssl.pipelines.stepping import step
 from noisyssl.views import View, pair, training
 
 Next = Callable[[], Batch]
@@ -42,7 +43,7 @@ def sources(files: Samples, packed: Samples, device: torch.device) -> dict[str, 
 
 def measure(
     backbone: str, views: int, files: Samples, packed: Samples, batch: int = 256, size: int = 224,
-    steps: int = 10, runs: int = 5, threads: int = 16, compile: bool = False,
+    steps: int = 6, runs: int = 5, threads: int = 16, compile: str = "off",
 ) -> Record:  # fmt: skip
     """Per source: step on its batches / step on synthetic ones, and views/s without training.
 
@@ -99,7 +100,7 @@ def measure(
 
 
 def work(
-    backbone: str, views: int, size: int, batch: int, compile: bool
+    backbone: str, views: int, size: int, batch: int, compile: str
 ) -> tuple[Stage, Objective, tuple[View, ...]]:
     """Settings, objective and views of supervised training (one view) or SimCLR (two)."""
     torch.manual_seed(0)

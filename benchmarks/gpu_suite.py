@@ -7,7 +7,6 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +17,11 @@ from noisyssl.errors import MachineError
 from noisyssl.pipelines.samples import Samples
 from noisyssl.views import pair
 
-BACKBONES = ("resnet18", "resnet50")
 Parts = dict[str, Callable[[], Iterable[Record]]]
 
 
 def measure(
-    threads: int, runs: int = 5, count: int = 4096, only: str = ""
+    threads: int, runs: int = 5, count: int = 2048, only: str = ""
 ) -> Iterator[tuple[str, Record | str]]:
     """(part, record) as they come, or (part, error in one line) for a part that failed.
 
@@ -60,31 +58,28 @@ def measure(
 
 def parts(files: Samples, packed: Samples, threads: int, runs: int, known: Record) -> Parts:
     """What is measured, in order of importance."""
-    found: Parts = {}
-    for backbone in BACKBONES:
-        for views in (1, 2):
-            found[f"feeding {backbone} {views}"] = partial(
-                one, feeding.measure, backbone, views, files, packed, runs=runs, threads=threads
+
+    def fed(backbone: str, views: int) -> Callable[[], list[Record]]:
+        return lambda: [feeding.measure(backbone, views, files, packed, runs=runs, threads=threads)]
+
+    def climbed(backbone: str) -> Callable[[], list[Record]]:
+        return lambda: [ladder.measure(backbone, runs=runs, known=known)]
+
+    def loaded() -> list[Record]:
+        return [
+            loading.against_torchvision(
+                "two views, on the GPU", files, pair(loading.SIZE), 256, threads, runs, 8, 0,
+                device=torch.device("cuda"), workers=(threads // 2,),
             )
-        found[f"ladder {backbone}"] = partial(one, ladder.measure, backbone, runs=runs, known=known)
-    found["loading"] = partial(
-        one,
-        loading.against_torchvision,
-        "two views, on the GPU",
-        files,
-        pair(loading.SIZE),
-        256,
-        threads,
-        runs,
-        8,
-        0,
-        device=torch.device("cuda"),
-        workers=(threads // 2,),
-    )
-    found["inference"] = partial(inference.measure, threads=threads)
-    return found
+        ]  # fmt: skip
 
-
-def one(measure_it: Callable[..., Record], *arguments: object, **named: object) -> list[Record]:
-    """A part of a single record."""
-    return [measure_it(*arguments, **named)]
+    return {
+        "feeding resnet18 1": fed("resnet18", 1),
+        "feeding resnet18 2": fed("resnet18", 2),
+        "loading": loaded,
+        "inference": lambda: inference.measure(threads=threads),
+        "ladder resnet18": climbed("resnet18"),
+        "feeding resnet50 1": fed("resnet50", 1),
+        "feeding resnet50 2": fed("resnet50", 2),
+        "ladder resnet50": climbed("resnet50"),
+    }

@@ -16,8 +16,9 @@ from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import build_classifier
 from noisyssl.config import TrainConfig
 from noisyssl.objectives import OBJECTIVES, build_objective
-from noisyssl.pipelines.fit import dtype_of, prepare, step
+from noisyssl.pipelines.fit import dtype_of, prepare
 from noisyssl.pipelines.setup import device_of
+from noisyssl.pipelines.stepping import step
 
 CLASSES = 9
 RUNGS: dict[str, tuple[str, torch.memory_format, bool]] = {  # precision, layout, compiled
@@ -33,7 +34,7 @@ def measure(
     backbone: str,
     batch: int = 256,
     size: int = 224,
-    steps: int = 8,
+    steps: int = 4,
     runs: int = 5,
     known: Record | None = None,
 ) -> Record:
@@ -71,7 +72,7 @@ def training_step(
 ) -> Callable[[], None]:
     """One step as the loop takes it, on the same images every time."""
     device = device_of("auto")
-    stage = replace(TrainConfig(), batch=batch, precision=precision, compile=compiled)
+    stage = replace(TrainConfig(), batch=batch, precision=precision, compile="on" if compiled else "off")
     torch.manual_seed(0)
     objective = build_objective("ce", build_classifier(backbone, "plain", CLASSES), OBJECTIVES["ce"][1]())
     state = prepare(objective, stage, device)

@@ -19,8 +19,9 @@ from noisyssl.benchmarks.measure import interleaved, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.config import Config, PretrainConfig
 from noisyssl.methods import METHODS
-from noisyssl.pipelines.fit import dtype_of, prepare, step
+from noisyssl.pipelines.fit import dtype_of, prepare
 from noisyssl.pipelines.setup import device_of
+from noisyssl.pipelines.stepping import step
 from noisyssl.recipe import load
 
 YARDSTICK = "backbone, two views"

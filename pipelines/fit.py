@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -14,14 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from noisyssl.batch import Batch
 from noisyssl.config import Stage
-from noisyssl.distributed import exchange, mean_over_processes, wait_for_all, world
+from noisyssl.distributed import exchange, wait_for_all, world
 from noisyssl.errors import ConfigError, Stopped, TrainingError
 from noisyssl.layers import join_batchnorms
 from noisyssl.objective import Objective, Predict
-from noisyssl.optim import build_optimizer, cosine, update
+from noisyssl.optim import build_optimizer, cosine
 from noisyssl.pipelines.loader import Loader
 from noisyssl.pipelines.signals import Wishes
 from noisyssl.pipelines.state import State, average_of, follow
+from noisyssl.pipelines.stepping import step
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -41,7 +41,7 @@ def prepare(objective: Objective, stage: Stage, device: torch.device) -> State:
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype_of(stage, device) is torch.float16)
     network = joined(objective) if world() > 1 else objective
-    if stage.compile:
+    if stage.compile == "on":
         objective.compile()  # in place: names of parameters stay as they are
     return State(objective=objective, network=network, optimizer=optimizer, scaler=scaler, average=average)
 
@@ -87,7 +87,7 @@ def fit(
 
     Args:
         predict: handed to `objective.before_epoch`.
-        log: gets one dict of means every `stage.log_every` steps.
+        log: gets one dict of means every `stage.log_every` steps, and warnings (by "kind").
         save: writes a checkpoint of `state`.
         stopped: number of a signal that asks to end; the loop then saves and raises.
 
@@ -110,7 +110,14 @@ def fit(
         state.step = state.epoch * steps_per_epoch + state.position // stage.accumulate
         for group in grouped(loader, stage.accumulate):
             rate = stage.lr * cosine((state.step + 0.5) / steps, stage.warmup)
+            parts = state.parts
             terms, ok = step(state, group, rate, stage, device, dtype)
+            if state.parts > parts:
+                message = (
+                    f"the GPU's memory is full: each batch is taken in {state.parts} parts from here on, "
+                )
+                message += "and BatchNorm sees one part at a time; the step stays that of the whole batch."
+                log({"kind": "warning", "message": message, "time": time.time()})
             state.step += 1
             epoch, state.position = loader.position
             state.objective.after_step(state.step / steps, ok)
@@ -136,45 +143,6 @@ def fit(
         saved_at = window.since = time.monotonic()  # images/s are those of steps alone
         if (signal := wishes.now()) and state.epoch < stage.epochs:
             raise Stopped(signal)
-
-
-def step(
-    state: State, group: list[Batch], rate: float, stage: Stage, device: torch.device, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step on the mean of the group's losses: (terms on the device, () bool "was taken")."""
-    optimizer, scaler = state.optimizer, state.scaler
-    for settings in optimizer.param_groups:
-        lr = stage.lr if settings.get("constant") else rate
-        settings["lr"] = lr * settings.get("lr_scale", 1.0)
-    totals: dict[str, Tensor] = {}
-    for number, batch in enumerate(group, start=1):
-        batch = batch.to(device)
-        with averaged_later(state.network) if number < len(group) else nullcontext():
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                terms = state.network(batch)
-            scaler.scale(terms["loss"] / len(group)).backward()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + value.detach().float() / len(group)
-    totals = mean_over_processes(totals)  # so all judge the same loss below
-    scaler.unscale_(optimizer)
-    gradients = [p.grad for p in state.objective.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    if stage.clip:
-        parameters = list(state.objective.parameters())
-        torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip, norm, foreach=True)
-    ok = totals["loss"].isfinite() & norm.isfinite()
-    if scaler.is_enabled():
-        scaler.step(optimizer)  # skips by itself where a gradient overflowed fp16
-        scaler.update()
-    else:
-        update(optimizer, ok)
-    optimizer.zero_grad(set_to_none=True)
-    return totals | {"grad_norm": norm}, ok
-
-
-def averaged_later(network: torch.nn.Module) -> Any:
-    """A context in which gradients add up in each process, until a backward pass outside averages them."""
-    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 class Window:

@@ -22,6 +22,7 @@ from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.schedule import must_be_shared
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
+from noisyssl.pipelines.speedup import compile_if_faster
 from noisyssl.pipelines.watch import Truth, watching
 
 Show = Callable[[dict[str, Any]], None]
@@ -104,12 +105,12 @@ def pretrain(
             state.facts["dropped"] = {str(index): reason for index, reason in loader.dropped.items()}
             run.save(state)
 
-        last: dict[str, Any] = {}
-
         def log(entry: dict[str, Any]) -> None:
-            last.update(entry)
-            state.facts["loss"] = entry["loss"]
+            if entry["kind"] == "step":
+                state.facts["loss"] = entry["loss"]
             run.log(entry)
+
+        compile_if_faster(state, loader, stage, device, run.log)
 
         for epoch in fit(
             state, loader, stage, device=device, predict=_no_logits, log=log, save=save, stopped=stopped

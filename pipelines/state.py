@@ -27,6 +27,8 @@ class State:
     """Batches of the current epoch that the finished steps have used."""
     step: int = 0
     """Optimizer steps taken or skipped."""
+    parts: int = 1
+    """Parts that each batch is taken in, one after the other, since the whole did not fit into memory."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the stage adds for itself: JSON only (best epoch so far, dropped files)."""
 
@@ -52,6 +54,7 @@ class State:
             "epoch": self.epoch,
             "position": self.position,
             "step": self.step,
+            "parts": self.parts,
             "scaler": self.scaler.state_dict(),
             "facts": self.facts,
         }
@@ -78,6 +81,7 @@ class State:
             torch.cuda.set_rng_state(tensors["random.cuda"])
         self.epoch, self.position, self.step = record["epoch"], record["position"], record["step"]
         self.scaler.load_state_dict(record["scaler"])
+        self.parts = record.get("parts", 1)  # runs of 0.1.0 and before have none
         self.facts = record["facts"]
 
 

@@ -37,6 +37,7 @@ from noisyssl.pipelines.setup import (
     settings_must_hold,
     start_from,
 )
+from noisyssl.pipelines.speedup import compile_if_faster
 
 LAST = 5
 """Epochs that LAST averages over."""
@@ -102,6 +103,7 @@ def train(
             )
             for message in concerns(config, "train", samples) if resumed is None else ():
                 run.log({"kind": "warning", "message": message, "time": time.time()})
+            compile_if_faster(state, loader, stage, device, run.log)
             kept = Kept(run, stage.epochs)
 
             def save() -> None:

@@ -30,3 +30,15 @@ class Batch:
             key=self.key.to(device, non_blocking=True),
             label=None if self.label is None else self.label.to(device, non_blocking=True),
         )
+
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in this many parts, as equal as can be; itself if it is one."""
+        if count == 1:
+            return [self]
+        views = zip(*(view.tensor_split(count) for view in self.views), strict=True)
+        labels = [None] * count if self.label is None else self.label.tensor_split(count)
+        rest = zip(self.index.tensor_split(count), self.key.tensor_split(count), labels, strict=True)
+        return [
+            Batch(views=part, index=index, key=key, label=label)
+            for part, (index, key, label) in zip(views, rest, strict=True)
+        ]

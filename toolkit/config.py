@@ -66,8 +66,8 @@ class Stage:
     """float32, bf16 or fp16; auto is bf16 on a GPU that has it, else float32."""
     ema: float = 0.0
     """Decay of averaged weights, which are then evaluated and saved; 0 is off."""
-    compile: bool = False
-    """torch.compile the objective."""
+    compile: str = "off"
+    """torch.compile: off, on, or auto, which times both ways on the first batch and keeps the faster."""
     log_every: int = 10
     """Steps between log lines; the only point where the host waits for the GPU."""
     checkpoint_minutes: float = 10.0
@@ -93,6 +93,7 @@ class Stage:
         require(0 <= self.warmup < 1, f"{name}.warmup", self.warmup, "in [0, 1)")
         require(self.accumulate >= 1, f"{name}.accumulate", self.accumulate, "at least 1")
         require(self.clip >= 0, f"{name}.clip", self.clip, "0 (off) or above")
+        one_of(f"{name}.compile", self.compile, ("off", "on", "auto"))
         one_of(f"{name}.precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         require(0 <= self.ema < 1, f"{name}.ema", self.ema, "in [0, 1)")
         require(self.log_every >= 1, f"{name}.log_every", self.log_every, "at least 1")

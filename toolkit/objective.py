@@ -21,6 +21,9 @@ class Objective(nn.Module):
     With shares, the running statistics that are kept are those of the first process.
     """
 
+    divisible: ClassVar[bool] = False
+    """Whether the loss is a mean over samples, so that parts of a batch can be taken one after the other."""
+
     def forward(self, batch: Batch) -> Terms:
         """Scalar terms of this batch with "loss", which is minimised; loss mathematics in float32."""
         raise NotImplementedError

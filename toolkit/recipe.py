@@ -179,7 +179,9 @@ def coerce(kind: Any, value: Any, where: str, errors: list[str]) -> Any:
         if isinstance(value, str) and value.encode(errors="replace").decode() != value:
             errors.append(f"{where} is {value!r}; it must be valid UTF-8. Rename that file or folder.")
         return value
-    elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+    elif kind is str and isinstance(value, bool):
+        return "on" if value else "off"
+    elif kind is str and isinstance(value, int | float):
         return str(value)
     name = (
         "a list"

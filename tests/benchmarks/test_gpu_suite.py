@@ -59,7 +59,7 @@ def test_rungs_differ_in_nothing_but_what_they_are_called_for(monkeypatch):
     one = ladder.measure("resnet18-w16", batch=4, size=32, steps=1, runs=2, known=known)
     stages = [stage for stage, _ in built]
     assert [stage.precision for stage in stages] == ["float32", "bf16", "bf16", "bf16"]
-    assert [stage.compile for stage in stages] == [False, False, False, True]
+    assert [stage.compile for stage in stages] == ["off", "off", "off", "on"]
     layouts = [state.objective.network.backbone.trunk.layer1[0].conv1.weight for _, state in built]
     last = [weight.is_contiguous(memory_format=torch.channels_last) for weight in layouts]
     assert last == [False, False, True, True]

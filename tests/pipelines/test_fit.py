@@ -272,16 +272,16 @@ def test_the_log_says_what_happened():
 
 
 def test_compiled_in_place_keeps_names():
-    config = stage(compile=True)
+    config = stage(compile="on")
     eager = prepare(Toy(), stage(), CPU).tensors().keys()
     assert prepare(Toy(), config, CPU).tensors().keys() == eager
 
 
 @pytest.mark.slow
 def test_compiled_training_agrees_with_eager():
-    eager, compiled = prepare(Toy(), stage(), CPU), prepare(Toy(), stage(compile=True), CPU)
+    eager, compiled = prepare(Toy(), stage(), CPU), prepare(Toy(), stage(compile="on"), CPU)
     run(eager, Toys(), stage())
-    run(compiled, Toys(), stage(compile=True))
+    run(compiled, Toys(), stage(compile="on"))
     torch.testing.assert_close(weights(compiled.objective), weights(eager.objective), rtol=1e-4, atol=1e-6)
 
 

@@ -253,7 +253,7 @@ class Crossed(Objective):
 def compiling(folder):
     """Losses of four steps without and with torch.compile."""
     losses = []
-    for compiled in (False, True):
+    for compiled in ("off", "on"):
         stage = PretrainConfig(epochs=1, optimizer="sgd", lr=0.5, warmup=0.0, log_every=1, compile=compiled)
         log, _ = train(prepare(Crossed(), stage, CPU), Given(ONE, 4), stage)
         losses.append([entry["loss"] for entry in log])

@@ -168,7 +168,7 @@ def gpu(
     only: Annotated[str, typer.Option(help="Parts whose names hold this, such as 'ladder'.")] = "",
     threads: Threads = 0,
     runs: Runs = 5,
-    count: Annotated[int, typer.Option(help="Painted images that are loaded.")] = 4096,
+    count: Annotated[int, typer.Option(help="Painted images that are loaded.")] = 2048,
     out: Out = None,
     as_json: Json = False,
 ) -> None:

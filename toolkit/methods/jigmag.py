@@ -39,6 +39,7 @@ class JigMag(SSLMethod):
     orders: Tensor
     views = staticmethod(square)
     family = "pretext"
+    divisible = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

@@ -53,6 +53,7 @@ class Jigsaw(SSLMethod):
     permutations: Tensor
     views = staticmethod(square)
     family = "pretext"
+    divisible = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

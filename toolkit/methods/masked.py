@@ -31,6 +31,7 @@ def crop_and_flip(size: int) -> tuple[View, ...]:
 class Masked(SSLMethod):
     views = staticmethod(crop_and_flip)
     family = "generative"
+    divisible = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:

@@ -32,6 +32,7 @@ def large_square(size: int) -> tuple[View, ...]:
 class Rotation(SSLMethod):
     views = staticmethod(large_square)
     family = "pretext"
+    divisible = True
     upright = True
 
     @dataclass(frozen=True, kw_only=True, slots=True)

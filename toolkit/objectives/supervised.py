@@ -13,6 +13,8 @@ from noisyssl.objective import Objective
 class Supervised(Objective):
     """Minimises `loss(logits, given label, index)` of one view."""
 
+    divisible = True
+
     def __init__(self, network: Classifier, config: Any, *, loss: type[nn.Module]) -> None:
         super().__init__()
         self.network = network
