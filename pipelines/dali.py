@@ -49,7 +49,7 @@ class DaliStream:
             samples, views, slots, seed=seed, batch=batch, device=self.fused_on(device), pool=self._pool
         )
         self._reading: list[Future[list[np.ndarray]]] = []
-        self._root = os.fspath(samples.root)
+        self._root = os.path.abspath(samples.root)
         self._names = samples.array is None and bool(samples.native.all())
         self._drawn: deque[Drawn] = deque()
         self._read_ahead()
@@ -83,6 +83,8 @@ class DaliStream:
         self._next = next(self._ahead)
         index = self._next.slot.index
         self.flying.append(self._next.slot)
+        if self._names:
+            return
         parts = [index[i : i + TASK].tolist() for i in range(0, len(index), TASK)]
         self._reading = [self._pool.submit(self._read_part, part) for part in parts]
 
@@ -90,10 +92,8 @@ class DaliStream:
         return [self._read(index) for index in part]
 
     def _read(self, index: int) -> np.ndarray:
-        """The name of one file if DALI reads all of them; else its bytes, or (H, W, 3) pixels of an array."""
+        """The bytes of one file, or (H, W, 3) uint8 pixels of an array."""
         samples = self._samples
-        if self._names:
-            return np.frombuffer(os.fsencode(os.path.join(self._root, samples.paths[index])), np.uint8)
         if samples.array is not None:
             return np.ascontiguousarray(samples.array[index])  # a grey npz repeats its plane by stride 0
         if samples.native[index]:
@@ -104,8 +104,16 @@ class DaliStream:
         )  # a PPM is lossless and needs no encoder
         return np.frombuffer(header + pixels.tobytes(), np.uint8)
 
-    def _feed(self) -> list[np.ndarray]:
-        files = [file for part in self._reading for file in part.result()]
+    def _name(self, index: np.ndarray) -> np.ndarray:
+        """(B, L) uint8: the files' absolute names, equally long by slashes in front, which mean nothing."""
+        names = [os.fsencode(os.path.join(self._root, self._samples.paths[i])) for i in index.tolist()]
+        length = max(map(len, names))
+        return np.frombuffer(b"".join(n.rjust(length, b"/") for n in names), np.uint8).reshape(-1, length)
+
+    def _feed(self) -> Any:
+        files: Any = [file for part in self._reading for file in part.result()]
+        if self._names:
+            files = self._name(self._next.slot.index)
         self._drawn.append(self._next)
         self._read_ahead()
         return files
@@ -117,11 +125,11 @@ class DaliStream:
         return decoder(self._feed, device=device, names=self._names, **settings)
 
 
-def decoder(source: Callable[[], list[np.ndarray]], *, device: str, names: bool, **settings: Any) -> Any:
+def decoder(source: Callable[[], Any], *, device: str, names: bool, **settings: Any) -> Any:
     """A DALI pipeline that decodes.
 
     Args:
-        source: called once per batch; returns the bytes of files, or their names.
+        source: called once per batch; returns arrays of the bytes of files, or of their names.
         device: where: `cpu`, `mixed` (on the GPU), or `copied` (on the CPU, then copied to the GPU).
         names: the source names files, which DALI's threads read without Python's lock.
         settings: of `nvidia.dali.Pipeline`; `device_id=None` needs no GPU.
