@@ -36,6 +36,7 @@ def measure(
     Without a bundle, a classifier with random weights is exported first: speed does not depend on them.
     """
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # ONNX Runtime computes in float32 as well: see deploy.run_onnx
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if bundle is None:
             bundle = Path(folder) / "bundle"

@@ -1,4 +1,4 @@
-"""Tables of README.md and docs/methods.md from the records: `python -m noisyssl.benchmarks.tables [--check]`.
+"""Tables of README.md and of docs/ from the records: `python -m noisyssl.benchmarks.tables [--check]`.
 
 Each region between `<!-- record: QUESTION -->` and `<!-- end -->` is rewritten; no figure is typed by hand.
 """
@@ -16,7 +16,9 @@ from noisyssl.benchmarks import methods_page
 from noisyssl.benchmarks.records import RESULTS, Record, read
 from noisyssl.errors import ConfigError, NoisySSLError, near_miss
 
-PAGES = tuple(Path(__file__).parents[1] / name for name in ("README.md", "docs/methods.md"))
+PAGES = tuple(
+    Path(__file__).parents[1] / name for name in ("README.md", "docs/methods.md", "docs/performance.md")
+)
 REGION = re.compile(r"(<!-- record: (?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -82,6 +84,10 @@ def _table(
 TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "demo": generic,
     "loading": partial(generic, ignore=("torchvision",)),  # the setting that was torchvision's best
+    "feeding": generic,
+    "ladder": generic,
+    "gpu limits": generic,
+    "growth": generic,
     "features": generic,
     "step": generic,
     "inference": generic,

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,15 +49,23 @@ def step(
     batch: Annotated[int, typer.Option(help="Samples per step.")] = 64,
     threads: Threads = 0,
     runs: Runs = 7,
+    profile: Annotated[
+        Path | None, typer.Option(help="Also write a Chrome trace of the first method's step to this file.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Time and memory of one training step of each method, next to its backbone alone."""
-    from noisyssl.benchmarks.step import measure
+    from noisyssl.benchmarks.step import config_of, measure, method_step
     from noisyssl.methods import METHODS
     from noisyssl.pipelines.setup import threads_of
 
     tell([measure(method or tuple(METHODS), recipe, batch, threads_of(threads), runs)], out, as_json)
+    if profile is not None:
+        from noisyssl.benchmarks.trace import traced
+
+        name = next(iter(method or METHODS))
+        say(f"{name}, written to {profile}:\n{traced(method_step(config_of(name, recipe, batch)), profile)}")
 
 
 @app.command()
@@ -174,17 +183,49 @@ def gpu(
 ) -> None:
     """All that needs an NVIDIA GPU, in minutes: feeding, training steps, DALI on the GPU, inference."""
     from noisyssl.benchmarks.gpu_suite import measure
-    from noisyssl.errors import TrainingError
     from noisyssl.pipelines.setup import threads_of
 
-    failed = []
-    for part, found in measure(threads_of(threads), runs, count, only):
-        if isinstance(found, str):
-            failed.append(f"{part} ({found})")
-        else:
-            tell([found], out, as_json)
-    if failed:
-        raise TrainingError(f"{len(failed)} parts failed: {'; '.join(failed)}.")
+    tell(measure(say, threads_of(threads), runs, count, only), out, as_json)
+
+
+@app.command()
+def feeding(
+    backbone: Annotated[str, typer.Option(help="Backbone that trains.")] = "resnet18-w32",
+    size: Annotated[int, typer.Option(help="Pixels.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    threads: Threads = 0,
+    runs: Runs = 5,
+    count: Annotated[int, typer.Option(help="Painted images that are loaded.")] = 1024,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """A training step on real batches against the same step on synthetic ones: what loading costs."""
+    import torch
+
+    from noisyssl.benchmarks.feeding import images, measure
+    from noisyssl.pipelines.setup import threads_of
+
+    cores = threads_of(threads)
+    torch.set_num_threads(cores)
+    with tempfile.TemporaryDirectory() as folder:
+        files, packed = images(Path(folder), count, size, cores)
+        ask = partial(measure, batch=batch, size=size, runs=runs, threads=cores)
+        tell((ask(backbone, views, files, packed) for views in (1, 2)), out, as_json)
+
+
+@app.command()
+def growth(
+    largest: Annotated[int, typer.Option(help="Images of the largest set.")] = 1_000_000,
+    parts: Annotated[str, typer.Option(help="Of epoch, opening and memory.")] = "epoch,opening,memory",
+    threads: Threads = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Time an image and memory, from a thousand images to a million."""
+    from noisyssl.benchmarks.growth import measure
+    from noisyssl.pipelines.setup import threads_of
+
+    tell(measure(largest, threads_of(threads), parts=parts), out, as_json)
 
 
 @app.command("all")
@@ -197,15 +238,17 @@ def everything(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Loading, step, inference, scan, scaling and kill, one after the other."""
+    """Loading, feeding, step, inference, scan, scaling, growth and kill, one after the other."""
     from noisyssl.benchmarks.records import RESULTS
 
     commands: dict[str, Any] = {
         "loading": loading,
+        "feeding": feeding,
         "step": step,
         "inference": inference,
         "scan": scan,
         "scaling": scaling,
+        "growth": growth,
         "kill": kill,
     }
     for question, ask in commands.items():

@@ -1,0 +1,19 @@
+"""The growth benchmark at a size that takes seconds."""
+
+from noisyssl.benchmarks import growth
+
+
+def test_each_part_has_a_record():
+    found = list(growth.measure(largest=20_000, threads=2, turns=3))
+    epoch, opening, memory = (one["figures"] for one in found)
+    assert list(epoch) == ["20 images", "200 images", "2,000 images", "20,000 images"]
+    assert all(0 < row["us / image"] < 10_000 for row in epoch.values())
+    assert 0 < opening["scanned before, s"] < opening["first time, s"]
+    assert memory["growth"] >= 1
+
+
+def test_memory_counts_what_the_process_holds():
+    before = growth.anonymous()
+    held = bytearray(b"x") * (64 << 20)
+    assert 60 < growth.anonymous() - before < 70
+    del held
