@@ -95,8 +95,8 @@ def calibrate(
         figures[name] = balanced_accuracy(out, labels[test_rows])
     given = {"clean_training": labels[train_rows]}
     if rate:
-        kind = noise.Noise("symmetric", rate)
-        given["noisy_training"] = noise.inject(labels[train_rows], kind, len(CLASSES), seed)
+        matrix = noise.matrix(noise.Noise("symmetric", rate), CLASSES)
+        given["noisy_training"] = noise.inject(labels[train_rows], matrix, seed)
     for name, targets in given.items():
         model = train(images[train_rows], targets, epochs, seed)
         figures[name] = balanced_accuracy(scores(model, images[test_rows]), labels[test_rows])

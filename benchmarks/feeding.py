@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from noisyssl.backbones import build_backbone
@@ -19,7 +20,7 @@ from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import build_classifier
 from noisyssl.config import PretrainConfig, Stage, TrainConfig
 from noisyssl.methods import METHODS
-from noisyssl.objective import Objective
+from noisyssl.objective import Given, Objective
 from noisyssl.objectives import OBJECTIVES, build_objective
 from noisyssl.pipelines.fit import dtype_of, prepare
 from noisyssl.pipelines.loader import Kind, open_loader
@@ -107,7 +108,8 @@ def work(
     if views == 1:
         network = build_classifier(backbone, "plain", CLASSES)
         stage: Stage = replace(TrainConfig(), batch=batch, compile=compile)
-        return stage, build_objective("ce", network, OBJECTIVES["ce"][1]()), training(size)
+        given = Given(count=batch, train=np.arange(batch), classes=CLASSES)
+        return stage, build_objective("ce", network, OBJECTIVES["ce"][1](), given), training(size)
     kind = METHODS["simclr"]
     stage = replace(PretrainConfig(), batch=batch, compile=compile)
     return stage, kind(build_backbone(backbone), kind.Config(), size), pair(size)

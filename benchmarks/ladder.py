@@ -7,6 +7,7 @@ memory without TF32.
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from noisyssl.batch import Batch
@@ -15,6 +16,7 @@ from noisyssl.benchmarks.measure import interleaved, rate, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import build_classifier
 from noisyssl.config import TrainConfig
+from noisyssl.objective import Given
 from noisyssl.objectives import OBJECTIVES, build_objective
 from noisyssl.pipelines.fit import dtype_of, prepare
 from noisyssl.pipelines.setup import device_of
@@ -74,7 +76,9 @@ def training_step(
     device = device_of("auto")
     stage = replace(TrainConfig(), batch=batch, precision=precision, compile="on" if compiled else "off")
     torch.manual_seed(0)
-    objective = build_objective("ce", build_classifier(backbone, "plain", CLASSES), OBJECTIVES["ce"][1]())
+    given = Given(count=batch, train=np.arange(batch), classes=CLASSES)
+    network = build_classifier(backbone, "plain", CLASSES)
+    objective = build_objective("ce", network, OBJECTIVES["ce"][1](), given)
     state = prepare(objective, stage, device)
     state.objective.to(memory_format=layout)
     state.objective.train()

@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from noisyssl import noise
 from noisyssl.benchmarks import features, history, plots, predictions, tables
 from noisyssl.deploy import bundle as bundles
 from noisyssl.errors import DataError, NoisySSLError
@@ -203,11 +202,7 @@ def _add_noise(page: Page, metrics: dict[str, Any]) -> None:
         return
     flips = injected.get("flips")
     page["noise"] = injected | {"flips": len(flips) if isinstance(flips, list) else flips}
-    try:
-        asked = noise.matrix(noise.parse(injected["spec"]), len(page["classes"])).tolist()
-    except NoisySSLError:
-        asked = None
-    _add_matrix(page, "Label noise asked", asked, "true class", "given label")
+    _add_matrix(page, "Label noise asked", injected.get("asked_matrix"), "true class", "given label")
     _add_matrix(page, "Label noise realised", injected.get("matrix"), "true class", "given label")
 
 

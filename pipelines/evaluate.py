@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from noisyssl.disk import disk
+from noisyssl.evaluation import figures
 from noisyssl.images import BadImage, evaluation_view
 from noisyssl.pipelines.samples import Samples
 
@@ -98,3 +100,17 @@ def logits_of(module: nn.Module, images: np.ndarray, device: torch.device, batch
 def whole(indices: np.ndarray, dropped: Mapping[int, str]) -> np.ndarray:
     """(M,) bool: which of the samples were not dropped."""
     return ~np.isin(indices, np.fromiter(dropped, np.int64, len(dropped)))
+
+
+def brief(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    indices: np.ndarray,
+    dropped: Mapping[int, str],
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """What the log keeps of one epoch on one split: the (N,) labels at `indices` against their logits."""
+    known = (labels[indices] >= 0) & whole(indices, dropped)
+    result = figures(logits[known], labels[indices[known]], np.arange(known.sum()), classes, resamples=0)
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {name: getattr(result, name).value for name in names}

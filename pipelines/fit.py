@@ -105,7 +105,8 @@ def fit(
     loader.start(state.epoch, state.position, loader.dropped)
     saved_at = time.monotonic()
     while state.epoch < stage.epochs:
-        state.objective.before_epoch(predict)
+        if state.position == 0:
+            state.objective.before_epoch(predict)
         state.objective.train()
         state.step = state.epoch * steps_per_epoch + state.position // stage.accumulate
         for group in grouped(loader, stage.accumulate):

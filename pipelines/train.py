@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from noisyssl.evaluation import figures
 from noisyssl.images import BadImage, evaluation_view
 from noisyssl.machine import versions
 from noisyssl.noise import parse
+from noisyssl.objective import Given
 from noisyssl.objectives import build_objective
-from noisyssl.pipelines.evaluate import evaluation_images, logits_of, whole
+from noisyssl.pipelines.evaluate import brief, evaluation_images, logits_of, whole
 from noisyssl.pipelines.fit import fit, prepare
-from noisyssl.pipelines.labels import noisy_labels, truth_of
+from noisyssl.pipelines.labels import noise_must_fit, noisy_labels, truth_of
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.modality import concerns, stage_views
 from noisyssl.pipelines.pretrain import backbone_of
@@ -74,7 +75,8 @@ def train(
     labels, noise = noisy_labels(config, samples, run)
     val, test = samples.where("val"), samples.where("test")
     truth = truth_of(samples)
-    state = prepare(build_objective(stage.objective, network, stage.options), stage, device)
+    given = Given(count=len(samples), train=samples.where("train"), classes=len(samples.classes))
+    state = prepare(build_objective(stage.objective, network, stage.options, given), stage, device)
     resumed = run.restore(state)
     state.facts.setdefault("pretraining", pretraining)
     loader = open_loader(
@@ -187,7 +189,7 @@ def must_make_sense(config: Config) -> None:
 
 
 def must_be_possible(config: Config, samples: Samples) -> None:
-    """Raises DataError for samples without labels, of one class, or without a validation or test split."""
+    """Raises DataError for samples without labels, classes or splits; ConfigError for noise that fits not."""
     source = config.data.path
     if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
         raise DataError(f"{source} has no labels; `noisyssl train` needs class folders or a label column.")
@@ -198,6 +200,7 @@ def must_be_possible(config: Config, samples: Samples) -> None:
     for split in ("val", "test"):
         if not len(samples.where(split)):
             raise DataError(f"{source} has no {split} samples; add some, or leave the split column out.")
+    noise_must_fit(config, samples)
 
 
 def initialise(network: Classifier, folder: Path, config: Config) -> str:
@@ -214,20 +217,6 @@ def initialise(network: Classifier, folder: Path, config: Config) -> str:
             )
     network.backbone.load_state_dict(tensors)
     return str(facts["method"])
-
-
-def brief(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    indices: np.ndarray,
-    dropped: Mapping[int, str],
-    classes: tuple[str, ...],
-) -> dict[str, Any]:
-    """What the log keeps of one epoch on one split: the (N,) labels at `indices` against their logits."""
-    known = (labels[indices] >= 0) & whole(indices, dropped)
-    result = figures(logits[known], labels[indices[known]], np.arange(known.sum()), classes, resamples=0)
-    names = ("accuracy", "balanced_accuracy", "macro_f1")
-    return {name: getattr(result, name).value for name in names}
 
 
 def baseline_logits(

@@ -2,15 +2,19 @@
 
 T[i, j] = P(given = j | true = i). Symmetric noise here is exclusive: a flipped label is never the true class
 (Khanal et al., 2023; Co-teaching, arXiv:1804.06872), so the rate is the expected share of wrong labels.
+Inclusive noise draws anew over all classes (DivideMix, arXiv:2002.07394): of a rate r, r (1 - 1/C) is wrong.
+Noise that depends on the image is `noisyssl.instance_noise`, matrices from files are `noisyssl.noise_files`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from noisyssl.errors import ConfigError, near_miss
+from noisyssl.noise_files import read_candidates, read_matrix
 from noisyssl.philox import MASK, philox
 
 STREAM = 0x6E6F6973
@@ -23,10 +27,31 @@ def _symmetric(rate: float, classes: int) -> np.ndarray:
     return transition
 
 
-KINDS: dict[str, Callable[[float, int], np.ndarray]] = {
+def _inclusive(rate: float, classes: int) -> np.ndarray:
+    return (1 - rate) * np.eye(classes) + rate / classes
+
+
+def _pair(rate: float, classes: int) -> np.ndarray:
+    return (1 - rate) * np.eye(classes) + rate * np.roll(np.eye(classes), 1, axis=1)
+
+
+MATRICES: dict[str, Callable[[float, int], np.ndarray]] = {
     "none": lambda rate, classes: np.eye(classes),
     "symmetric": _symmetric,
+    "inclusive": _inclusive,
+    "pair": _pair,
 }
+"""Kinds whose matrix the rate decides; `pair` turns each class into the next one, the last into the first."""
+KINDS = {
+    "none": "none",
+    "symmetric": "symmetric:0.4",
+    "inclusive": "inclusive:0.4",
+    "pair": "pair:0.3",
+    "class": "class:MATRIX.csv or class:CANDIDATES.csv:0.3",
+    "instance": "instance:0.3 or instance:0.3:RUN",
+    "column": "column:NAME",
+}
+"""How each kind is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +59,15 @@ class Noise:
     """A kind of noise and its rate."""
 
     kind: str = "none"
-    rate: float = 0.0
-    """Expected share of wrong labels, in [0, 1)."""
+    rate: float | None = 0.0
+    """Expected share of wrong labels (inclusive: of labels drawn anew), in [0, 1); None: the data say."""
+    source: str = ""
+    """class: a CSV file; instance: a pretraining run whose features decide; column: a column of the data."""
 
     def __str__(self) -> str:
-        return "none" if self.kind == "none" else f"{self.kind}:{self.rate:g}"
+        rate = "" if self.rate is None else f"{self.rate:g}"
+        parts = (rate, self.source) if self.kind == "instance" else (self.source, rate)
+        return ":".join([self.kind, *(part for part in parts if part)]) if self.kind != "none" else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +91,7 @@ class Realised:
 
 
 def parse(spec: str) -> Noise:
-    """The noise that `KIND:RATE` or `none` names.
+    """The noise that a text names; see `KINDS`.
 
     Raises:
         ConfigError: unknown kind, or the rate is missing, no number or outside [0, 1).
@@ -77,68 +106,112 @@ def parse(spec: str) -> Noise:
         return Noise()
     if kind == "none":
         raise ConfigError(f"train.noise is {spec!r}; none takes no rate. Write none.")
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = float("nan")
+    if kind == "column":
+        if not text:
+            raise ConfigError(f"train.noise is {spec!r}; name the column. Write for example column:given.")
+        return Noise(kind, None, text)
+    source = ""
+    if kind == "class":
+        source, colon, text = text, "", ""
+        if (parts := source.rpartition(":"))[1] and _is_number(parts[2]):
+            source, colon, text = parts
+        if not source:
+            raise ConfigError(f"train.noise is {spec!r}; name a file. Write {KINDS[kind]}.")
+        if not colon:
+            return Noise(kind, None, source)
+    elif kind == "instance":
+        text, _, source = text.partition(":")
+    rate = float(text) if _is_number(text) else float("nan")
     if not 0 <= rate < 1:
         raise ConfigError(
-            f"train.noise is {spec!r}; the rate must be a number in [0, 1). Write for example {kind}:0.4."
+            f"train.noise is {spec!r}; the rate must be a number in [0, 1). Write for example {KINDS[kind]}."
         )
-    return Noise(kind, rate)
+    return Noise(kind, rate, source)
 
 
-def matrix(noise: Noise, classes: int) -> np.ndarray:
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def matrix(noise: Noise, classes: Sequence[str]) -> np.ndarray:
     """(C, C) float64 T[i, j] = P(given = j | true = i); rows sum to 1.
 
+    Of instance-dependent noise it is the mean over images that its model has before it sees any: symmetric.
+
     Raises:
-        ConfigError: fewer than two classes, so no label can be wrong.
+        ConfigError: fewer than two classes, so no label can be wrong; a file that does not fit the classes.
+        ValueError: the data alone know (column).
     """
-    if classes < 2 and noise.rate > 0:
+    count = len(classes)
+    if count < 2 and noise.rate != 0:
         raise ConfigError(
-            f"train.noise is '{noise}' but the data has {classes} class; noise needs two or more."
+            f"train.noise is '{noise}' but the data has {count} class; noise needs two or more."
         )
-    return KINDS[noise.kind](noise.rate, classes) if classes > 1 else np.eye(classes)
+    if count < 2:
+        return np.eye(count)
+    if noise.kind == "class":
+        if noise.rate is None:
+            return read_matrix(Path(noise.source), classes)
+        return _among(read_candidates(Path(noise.source), classes), noise.rate)
+    if noise.kind == "column" or noise.rate is None:
+        raise ValueError(f"{noise} has no matrix of its own")
+    return MATRICES["symmetric" if noise.kind == "instance" else noise.kind](noise.rate, count)
 
 
-def is_recoverable(noise: Noise, classes: int) -> bool:
+def _among(candidates: np.ndarray, rate: float) -> np.ndarray:
+    """The matrix that turns a class into one of its (C, C) bool candidates, each alike; else it stays."""
+    chosen = candidates.sum(1, keepdims=True)
+    away = rate * candidates / np.maximum(chosen, 1)
+    return away + np.diag(1 - away.sum(1))
+
+
+def is_recoverable(transition: np.ndarray) -> bool:
     """Whether the true class stays the most likely given label of every class.
 
     For symmetric noise that is rate < (C - 1) / C: beyond it no method without clean labels can win.
     """
-    transition = matrix(noise, classes)
-    wrong = np.where(np.eye(classes, dtype=bool), 0, transition).max(axis=1)
+    wrong = np.where(np.eye(len(transition), dtype=bool), 0, transition).max(axis=1)
     return bool((transition.diagonal() > wrong + 1e-12).all())  # at the bound itself rounding must not decide
 
 
 def inject(
-    labels: np.ndarray, noise: Noise, classes: int, seed: int, rows: np.ndarray | None = None
+    labels: np.ndarray, transition: np.ndarray, seed: int, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """(N,) int64 labels after noise; a new array.
+    """(N,) int64 labels after noise that depends on the class; a new array.
 
     Row i of `labels` is the sample with index i: its draw depends on (seed, i) only, so other samples change
     nothing. At a higher rate the rows that flipped before still flip, symmetric ones to the same class.
 
     Args:
         labels: (N,) int64, the whole table; -1 (no label) stays -1.
-        noise: kind and rate.
-        classes: number of classes C; labels lie in [-1, C).
+        transition: (C, C) of `matrix`.
         seed: any integer; its lower 64 bits count.
         rows: (M,) indices that may change, such as those of the training split; all without it.
     """
-    transition = matrix(noise, classes)
     index = np.arange(len(labels)) if rows is None else np.asarray(rows, dtype=np.int64)
-    index = index[labels[index] >= 0]
+    return inject_each(labels, transition[labels[index]], seed, index)
+
+
+def inject_each(labels: np.ndarray, shares: np.ndarray, seed: int, rows: np.ndarray) -> np.ndarray:
+    """`inject` where each of the M `rows` has its own (M, C) `shares` of given labels."""
+    index = np.asarray(rows, dtype=np.int64)
+    known = labels[index] >= 0
+    shares, index = shares[known], index[known]
     label = labels[index]
     draws = philox((index & MASK, index >> 32, STREAM, 0), (seed & MASK, seed >> 32 & MASK))
     whether, where = (np.asarray(draw) * 2.0**-32 for draw in draws[:2])
-    flipped = whether < 1 - transition.diagonal()[label]
-    index, label, where = index[flipped], label[flipped], where[flipped]
+    own = np.arange(len(label)), label
+    flipped = whether < 1 - shares[own]
+    others = shares.copy()
+    others[own] = 0
+    edges = np.cumsum(others[flipped], axis=1)
+    chosen = (edges <= where[flipped, None] * edges[:, -1:]).sum(axis=1)
     out = np.array(labels, dtype=np.int64)
-    others = np.where(np.eye(classes, dtype=bool), 0, transition)
-    edges = np.cumsum(others, axis=1)
-    chosen = (edges[label] <= where[:, None] * edges[label, -1:]).sum(axis=1)
-    out[index] = chosen
+    out[index[flipped]] = chosen
     return out
 
 

@@ -1,6 +1,7 @@
 """The contract of whatever `fit` minimises: a self-supervised method or noisy classification."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,17 @@ from noisyssl.batch import Batch, Terms
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Indices (M,) int64 -> evaluation-view logits (M, K) float32 of the module being trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What an objective may know of the labels before training."""
+
+    count: int
+    """Rows of `samples.csv`: a batch's `index` lies below it."""
+    train: np.ndarray
+    """(M,) int64 rows of the training split."""
+    classes: int
 
 
 class Objective(nn.Module):
@@ -29,7 +41,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def before_epoch(self, predict: Predict) -> None:
-        """Called before each epoch, also the first after a resume."""
+        """Called at the start of each epoch, never in its midst: what it finds out belongs into buffers."""
 
     def after_step(self, progress: float, ok: Tensor) -> None:
         """Called after each optimizer step: EMA targets and queues move here.

@@ -93,7 +93,8 @@ def make_run(folder: Path, classes: tuple[str, ...] = CLASSES, count: int = 90, 
         figures_of(scores(labels, len(classes), strength, seed), labels, classes)
         for strength, seed in ((2.0, 1), (1.6, 2), (0.5, 3))
     )
-    flipped = noise.inject(labels, noise.parse("symmetric:0.4"), len(classes), seed=0)
+    asked = noise.matrix(noise.parse("symmetric:0.4"), classes)
+    flipped = noise.inject(labels, asked, seed=0)
     done = noise.realised(labels, flipped, len(classes))
     metrics = {
         "stage": "train",
@@ -105,6 +106,7 @@ def make_run(folder: Path, classes: tuple[str, ...] = CLASSES, count: int = 90, 
         "noise": {
             "spec": "symmetric:0.4",
             "asked": 0.4,
+            "asked_matrix": asked.tolist(),
             "realised": done.rate,
             "matrix": done.to_json()["matrix"],
             "flips": len(done.flips),

@@ -25,6 +25,8 @@ def test_a_trace_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_the_command_writes_it(tmp_path, capsys):
     path = tmp_path / "trace.json"
-    assert not run(["bench", "step", "--method", "simclr", "--batch", "8", "--runs", "1", "--profile", str(path)])
+    assert not run(
+        ["bench", "step", "--method", "simclr", "--batch", "8", "--runs", "1", "--profile", str(path)]
+    )
     assert path.exists()
     assert "operator" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,10 +12,12 @@ from noisyssl.batch import Batch
 from noisyssl.classifier import build_classifier
 from noisyssl.config import TrainConfig
 from noisyssl.errors import ConfigError
+from noisyssl.objective import Given
 from noisyssl.objectives import OBJECTIVES, build_objective
 from noisyssl.pipelines import speedup
 from noisyssl.pipelines.fit import prepare
 
+GIVEN = Given(count=4, train=np.arange(4), classes=3)
 CPU = torch.device("cpu")
 STAGE = replace(TrainConfig(), compile="auto", batch=4)
 
@@ -40,7 +43,7 @@ def state():
     torch.manual_seed(0)
     network = build_classifier("resnet18-w16", "plain", 3)
     network.backbone.trunk.layer4.append(nn.Dropout(0.5))  # draws from torch's generator
-    return prepare(build_objective("ce", network, OBJECTIVES["ce"][1]()), STAGE, CPU)
+    return prepare(build_objective("ce", network, OBJECTIVES["ce"][1](), GIVEN), STAGE, CPU)
 
 
 def pretend(monkeypatch, eager, compiled):

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,12 +13,14 @@ from noisyssl.batch import Batch
 from noisyssl.classifier import build_classifier
 from noisyssl.config import PretrainConfig, TrainConfig
 from noisyssl.errors import TrainingError
+from noisyssl.losses import LOSSES
 from noisyssl.methods import METHODS
-from noisyssl.objective import Objective
+from noisyssl.objective import Given, Objective
 from noisyssl.objectives import OBJECTIVES, build_objective
 from noisyssl.pipelines import stepping
 from noisyssl.pipelines.fit import fit, prepare
 
+GIVEN = Given(count=6, train=np.arange(6), classes=3)
 CPU = torch.device("cpu")
 STAGE = TrainConfig(epochs=2, batch=12, lr=0.01, warmup=0.0, log_every=1)
 
@@ -134,7 +137,7 @@ def test_a_run_says_so_once():
     assert sum(entry["kind"] == "step" for entry in log) == 6
 
 
-@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.divisible] + ["ce", "gce"])
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.divisible] + [*LOSSES])
 def test_whatever_says_that_it_splits_is_a_mean_over_samples(name):
     """Without BatchNorm's coupling: in evaluation mode parts weighed by size give the loss of the whole."""
     torch.manual_seed(0)
@@ -146,7 +149,7 @@ def test_whatever_says_that_it_splits_is_a_mean_over_samples(name):
         views = kind.views(64)
     else:
         network = build_classifier("resnet18-w16", "plain", 3)
-        objective, views = build_objective(name, network, OBJECTIVES[name][1]()), (64,)
+        objective, views = build_objective(name, network, OBJECTIVES[name][1](), GIVEN), (64,)
     sizes = [getattr(view, "size", view) for view in views]
     index = torch.arange(6)
     images = tuple(torch.randint(0, 256, (6, 3, size, size), dtype=torch.uint8) for size in sizes)

@@ -13,6 +13,7 @@ from noisyssl.cli.options import (
     Device,
     Json,
     Modality,
+    Noise,
     Quarantine,
     Recipe,
     Seed,
@@ -31,12 +32,7 @@ if TYPE_CHECKING:
 def build(
     data: Annotated[Path, typer.Argument(help="Class folders, CSV, npz or packed folder, with labels.")],
     out: Annotated[Path, typer.Argument(help="Folder to create; --resume goes on with it.")],
-    noise: Annotated[
-        str | None,
-        typer.Option(
-            help="Label noise to inject, such as symmetric:0.4; leave it out to take the labels as they are."
-        ),
-    ] = None,
+    noise: Noise = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Also train from random weights, to show what pretraining gives."),

@@ -22,6 +22,14 @@ Set = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Noise = Annotated[
+    str | None,
+    typer.Option(
+        help="Label noise to put into training and validation: symmetric:0.4, inclusive:0.4, pair:0.3, "
+        "instance:0.3[:RUN], class:FILE[:RATE], or column:NAME for given labels of the data's own. "
+        "Without it the labels are taken as they are."
+    ),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]

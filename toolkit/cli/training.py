@@ -16,6 +16,7 @@ from noisyssl.cli.options import (
     Epochs,
     Json,
     Modality,
+    Noise,
     Quarantine,
     Recipe,
     Seed,
@@ -110,11 +111,10 @@ def train(
     pretrain_method: Annotated[
         str | None, typer.Option("--pretrain", help="Pretrain by this method first, into OUT-pretrain.")
     ] = None,
-    noise: Annotated[
-        str | None,
-        typer.Option(help="Label noise to inject into training and validation, such as symmetric:0.4."),
+    noise: Noise = None,
+    objective: Annotated[
+        str | None, typer.Option(help="What is minimised: ce, smoothing, mixup, gce, sce, elr or forward.")
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="What is minimised: ce or gce.")] = None,
     val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
     weights: Weights = None,
     recipe: Recipe = None,

@@ -2,9 +2,17 @@
 
 from noisyssl.losses.base import Loss
 from noisyssl.losses.ce import CrossEntropy
+from noisyssl.losses.elr import EarlyLearning
+from noisyssl.losses.forward import ForwardCorrection
 from noisyssl.losses.gce import GeneralizedCrossEntropy
+from noisyssl.losses.sce import SymmetricCrossEntropy
+from noisyssl.losses.smoothing import LabelSmoothing
 
 LOSSES: dict[str, type[Loss]] = {
     "ce": CrossEntropy,
+    "smoothing": LabelSmoothing,
     "gce": GeneralizedCrossEntropy,
+    "sce": SymmetricCrossEntropy,
+    "elr": EarlyLearning,
+    "forward": ForwardCorrection,
 }

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisyssl.objective import Given, Predict
+
 
 class Loss(nn.Module):
     """Logits and given labels to a scalar; a subclass writes its formula and nothing else."""
@@ -14,7 +16,7 @@ class Loss(nn.Module):
     class Config:
         """Settings of one loss: nothing here, fields in the subclass."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, given: Given) -> None:
         super().__init__()
         self.config = config
 
@@ -32,3 +34,6 @@ class Loss(nn.Module):
     def formula(self, logits: Tensor, label: Tensor, index: Tensor) -> Tensor:
         """The loss in the precision of `logits`."""
         raise NotImplementedError
+
+    def before_epoch(self, predict: Predict) -> None:
+        """Called at the start of each epoch; see `Objective.before_epoch`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisyssl.errors import ConfigError
 from noisyssl.losses.base import Loss
+from noisyssl.objective import Given
 
 
 class GeneralizedCrossEntropy(Loss):
@@ -30,8 +31,8 @@ class GeneralizedCrossEntropy(Loss):
                     "Use --objective ce for plain cross entropy."
                 )
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, given: Given) -> None:
+        super().__init__(config, given)
         self.q = config.q
 
     def formula(self, logits: Tensor, label: Tensor, index: Tensor) -> Tensor:

@@ -5,15 +5,18 @@ from functools import partial
 from typing import Any
 
 from noisyssl.losses import LOSSES
+from noisyssl.objective import Given, Objective
+from noisyssl.objectives.mixup import MixUp
 from noisyssl.objectives.supervised import Supervised
 
-OBJECTIVES: dict[str, tuple[Callable[..., Supervised], type]] = {
-    name: (partial(Supervised, loss=loss), loss.Config) for name, loss in LOSSES.items()
+OBJECTIVES: dict[str, tuple[Callable[..., Objective], type]] = {
+    **{name: (partial(Supervised, loss=loss), loss.Config) for name, loss in LOSSES.items()},
+    "mixup": (MixUp, MixUp.Config),
 }
-"""name: (maker of the objective from a classifier and its config, the config's class)."""
+"""name: (maker of the objective from a classifier, its config and what is given, the config's class)."""
 
 
-def build_objective(name: str, classifier: Any, config: Any) -> Supervised:
+def build_objective(name: str, classifier: Any, config: Any, given: Given) -> Objective:
     """The objective called `name` around `classifier`."""
     make, _ = OBJECTIVES[name]
-    return make(classifier, config)
+    return make(classifier, config, given)

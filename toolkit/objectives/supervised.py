@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from noisyssl.batch import Batch, Terms
 from noisyssl.classifier import Classifier
-from noisyssl.objective import Objective
+from noisyssl.losses.base import Loss
+from noisyssl.objective import Given, Objective, Predict
 
 
 class Supervised(Objective):
@@ -15,10 +15,10 @@ class Supervised(Objective):
 
     divisible = True
 
-    def __init__(self, network: Classifier, config: Any, *, loss: type[nn.Module]) -> None:
+    def __init__(self, network: Classifier, config: Any, given: Given, *, loss: type[Loss]) -> None:
         super().__init__()
         self.network = network
-        self.loss = loss(config)
+        self.loss = loss(config, given)
 
     def forward(self, batch: Batch) -> Terms:
         assert batch.label is not None
@@ -27,6 +27,9 @@ class Supervised(Objective):
         with torch.no_grad():
             agreement = (logits.argmax(1) == batch.label).float().mean()
         return {"loss": loss, "agreement": agreement}
+
+    def before_epoch(self, predict: Predict) -> None:
+        self.loss.before_epoch(predict)
 
     def classifier(self) -> Classifier:
         """The module that is evaluated and exported."""
