@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from noisyssl.cli import bench, build, data, doctor, evaluate, export, predict, probe, report, training
+from noisyssl.cli import audit, bench, build, data, doctor, evaluate, export, predict, probe, report, training
 from noisyssl.errors import ConfigError, NoisySSLError, TrainingError
 from noisyssl.pipelines import launch
 
@@ -54,6 +54,7 @@ app.command()(training.pretrain)
 app.command()(training.train)
 app.command()(probe.probe)
 app.command()(probe.embed)
+app.command()(audit.audit)
 app.command()(export.export)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)

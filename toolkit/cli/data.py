@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noisyssl.cli.audit import apply
 from noisyssl.cli.options import AllowLeaks, Json, Quarantine, open_data, resolve
 from noisyssl.cli.progress import counting, tell
 from noisyssl.errors import ConfigError
@@ -239,3 +240,6 @@ def generate(
     manifest = out / "manifest.csv"
     typer.echo(f"{count:,} images painted; {manifest} has their labels and splits.")
     typer.echo(f"Next: noisyssl build {manifest} OUT --recipe small")
+
+
+app.command()(apply)
