@@ -17,7 +17,8 @@ from noisyssl.benchmarks.records import RESULTS, Record, read
 from noisyssl.errors import ConfigError, NoisySSLError, near_miss
 
 PAGES = tuple(
-    Path(__file__).parents[1] / name for name in ("README.md", "docs/methods.md", "docs/performance.md")
+    Path(__file__).parents[1] / name
+    for name in ("README.md", "docs/methods.md", "docs/performance.md", "docs/noise.md")
 )
 REGION = re.compile(r"(<!-- record: (?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
@@ -88,6 +89,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "ladder": generic,
     "gpu limits": generic,
     "growth": generic,
+    "audit": partial(generic, ignore=("looking, s",)),
     "features": generic,
     "step": generic,
     "inference": generic,

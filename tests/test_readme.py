@@ -42,7 +42,7 @@ def test_every_command_of_the_readme_runs(tissue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {
         "DATA": str(tissue), "EXTERNAL": str(tissue), "IMAGES": str(tissue.parent / "images" / "adipose"),
-        "RUN": "runs/gce", "BUNDLE": "bundles/gce",
+        "RUN": "runs/gce", "BUNDLE": "bundles/gce", "NEW.csv": str(tissue.parent / "audited.csv"),
     }  # fmt: skip
     done = 0
     for line in sorted(commands(), key=lambda line: "evaluate BUNDLE" in line):

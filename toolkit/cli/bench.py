@@ -189,6 +189,27 @@ def gpu(
 
 
 @app.command()
+def audit(
+    data: Annotated[Path, typer.Argument(help="Labelled data whose labels are taken as the truth.")],
+    features: Annotated[Path, typer.Option(help="Run whose backbone looks.")],
+    noise: Annotated[list[str] | None, typer.Option(help="Noise to find; may be given again.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of the noise.")] = 3,
+    threads: Threads = 0,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Does `noisyssl audit` find labels that were flipped on purpose?"""
+    from noisyssl.benchmarks.auditing import measure
+    from noisyssl.pipelines.embed import frozen_backbone
+
+    config = resolve(None, None, {"data.path": str(data), "threads": threads or None})
+    frozen, samples = frozen_backbone(features), open_data(config, labelled=True)
+    name = data.parent.name if data.suffix else data.name
+    specs = noise or ["symmetric:0.2", "instance:0.2"]
+    tell([measure(name, samples, frozen, config, specs, seeds)], out, as_json)
+
+
+@app.command()
 def feeding(
     backbone: Annotated[str, typer.Option(help="Backbone that trains.")] = "resnet18-w32",
     size: Annotated[int, typer.Option(help="Pixels.")] = 64,
