@@ -24,6 +24,7 @@ from noisyssl.objective import Given
 from noisyssl.objectives import build_objective
 from noisyssl.pipelines.evaluate import brief, evaluation_images, logits_of, whole
 from noisyssl.pipelines.fit import fit, prepare
+from noisyssl.pipelines.kept import LAST, Kept
 from noisyssl.pipelines.labels import noise_must_fit, noisy_labels, truth_of
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.modality import concerns, stage_views
@@ -39,9 +40,6 @@ from noisyssl.pipelines.setup import (
     start_from,
 )
 from noisyssl.pipelines.speedup import compile_if_faster
-
-LAST = 5
-"""Epochs that LAST averages over."""
 
 
 def train(
@@ -75,7 +73,19 @@ def train(
     labels, noise = noisy_labels(config, samples, run)
     val, test = samples.where("val"), samples.where("test")
     truth = truth_of(samples)
-    given = Given(count=len(samples), train=samples.where("train"), classes=len(samples.classes))
+
+    def another() -> Classifier:
+        other = build_classifier(config.backbone, config.stem, len(samples.classes))
+        if run.is_fresh() and stage.weights:
+            start_from(other.backbone.trunk, stage.weights)
+        if run.is_fresh() and stage.init:
+            initialise(other, Path(stage.init), config)
+        return other
+
+    given = Given(
+        count=len(samples), train=samples.where("train"), classes=len(samples.classes), labels=labels,
+        another=another,
+    )  # fmt: skip
     state = prepare(build_objective(stage.objective, network, stage.options, given), stage, device)
     resumed = run.restore(state)
     state.facts.setdefault("pretraining", pretraining)
@@ -154,6 +164,7 @@ def train(
     metrics = {
         "stage": "train",
         "objective": stage.objective,
+        "objective_facts": state.objective.facts(),
         "classes": list(samples.classes),
         "best": {
             "epoch": best_epoch,
@@ -251,39 +262,3 @@ def baseline_logits(
         trained = np.stack([pair[k] for pair in both])
         out[name] = fit_predict(trained, labels[rows], tested, len(samples.classes))
     return out
-
-
-class Kept:
-    """Weights and test logits that BEST and LAST may need, by epoch, as files that outlive a kill."""
-
-    def __init__(self, run: Run, epochs: int) -> None:
-        self.run, self.epochs = run, epochs
-        (run.folder / "logits").mkdir(exist_ok=True)
-
-    def put(self, epoch: int, logits: np.ndarray) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, logits)
-        self.run.write(f"logits/test-{epoch:04}.npy", buffer.getvalue())
-
-    def get(self, epoch: int) -> np.ndarray:
-        """(M, K) float32 logits on the test split after that epoch."""
-        return np.load(self.run.folder / f"logits/test-{epoch:04}.npy", allow_pickle=False)
-
-    def put_weights(self, epoch: int, module: Classifier) -> None:
-        self.run.save_weights(f"best-{epoch:04}", module, {"epoch": epoch})
-
-    def weights(self, epoch: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The tensors and facts that `put_weights` kept."""
-        return checkpoint.load(self.run.checkpoints / f"best-{epoch:04}.safetensors")
-
-    def last(self) -> range:
-        """The epochs LAST averages."""
-        return range(max(1, self.epochs - LAST + 1), self.epochs + 1)
-
-    def drop_all_but(self, best: int) -> None:
-        for path in (self.run.folder / "logits").glob("test-*.npy"):
-            if (epoch := int(path.stem.removeprefix("test-"))) != best and epoch not in self.last():
-                path.unlink()
-        for path in self.run.checkpoints.glob("best-*.safetensors"):
-            if int(path.stem.removeprefix("best-")) != best:
-                path.unlink()

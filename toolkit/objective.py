@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ class Given:
     train: np.ndarray
     """(M,) int64 rows of the training split."""
     classes: int
+    labels: np.ndarray | None = None
+    """(N,) int64 given labels, -1 for none."""
+    another: Callable[[], nn.Module] | None = None
+    """A second classifier that starts like the first, with random weights of its own."""
 
 
 class Objective(nn.Module):
@@ -51,6 +55,10 @@ class Objective(nn.Module):
             ok: () bool on the device; False when the step was skipped, and then nothing may move
                 (weigh the change with it: reading it on the host would wait for the GPU).
         """
+
+    def facts(self) -> dict[str, Any]:
+        """JSON values about the training for `metrics.json`: what was estimated, what was told."""
+        return {}
 
     def parameter_groups(self) -> list[dict]:
         """Parameters for the optimizer: weights decay and adapt, biases and norms do neither.

@@ -113,7 +113,8 @@ def train(
     ] = None,
     noise: Noise = None,
     objective: Annotated[
-        str | None, typer.Option(help="What is minimised: ce, smoothing, mixup, gce, sce, elr or forward.")
+        str | None,
+        typer.Option(help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward or coteaching."),
     ] = None,
     val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
     weights: Weights = None,

@@ -6,12 +6,14 @@ from typing import Any
 
 from noisyssl.losses import LOSSES
 from noisyssl.objective import Given, Objective
+from noisyssl.objectives.coteaching import CoTeaching
 from noisyssl.objectives.mixup import MixUp
 from noisyssl.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, tuple[Callable[..., Objective], type]] = {
     **{name: (partial(Supervised, loss=loss), loss.Config) for name, loss in LOSSES.items()},
     "mixup": (MixUp, MixUp.Config),
+    "coteaching": (CoTeaching, CoTeaching.Config),
 }
 """name: (maker of the objective from a classifier, its config and what is given, the config's class)."""
 
