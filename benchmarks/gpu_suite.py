@@ -7,10 +7,8 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from noisyssl.benchmarks import feeding, inference, ladder, limits, loading
@@ -47,7 +45,8 @@ def measure(
         known = limits.measure()
         yield known
         files, packed = feeding.images(Path(folder), count, loading.SIZE, threads)
-        for name, part in parts(files, packed, threads, runs, known).items():
+        few = loading.jpegs(Path(folder) / "few", min(count, 1024))
+        for name, part in parts(files, packed, few, threads, runs, known).items():
             if only not in name:
                 continue
             began = time.monotonic()
@@ -63,7 +62,7 @@ def measure(
         raise TrainingError(f"{len(failed)} parts failed: {', '.join(failed)}; the reasons are above.")
 
 
-def parts(files: Samples, packed: Samples, threads: int, runs: int, known: Record) -> Parts:
+def parts(files: Samples, packed: Samples, few: Samples, threads: int, runs: int, known: Record) -> Parts:
     """What is measured, in order of importance."""
 
     def fed(backbone: str, views: int) -> Callable[[], list[Record]]:
@@ -73,7 +72,6 @@ def parts(files: Samples, packed: Samples, threads: int, runs: int, known: Recor
         return lambda: [ladder.measure(backbone, runs=runs, known=known)]
 
     def loaded() -> list[Record]:  # torchvision takes long for an image: a thousand are enough
-        few = replace(files, splits=np.where(np.arange(len(files)) < 1024, "train", "test"))
         return [
             loading.against_torchvision(
                 "two views, on the GPU", few, pair(loading.SIZE), 64, threads, runs, 8, 0,

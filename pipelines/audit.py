@@ -112,7 +112,7 @@ def out_of_sample(
     features = features.astype(np.float64)
     strength = penalty(features, labels, groups, classes)
     out = np.empty((len(labels), classes))
-    count = min(FOLDS, len(np.unique(groups)))
+    count = min(FOLDS, len(np.unique(groups)), int(np.bincount(labels).max()))
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for learn, ask in folds.split(features, labels, groups):
         missing = np.setdiff1d(np.unique(labels), np.unique(labels[learn]))

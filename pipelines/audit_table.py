@@ -1,5 +1,7 @@
 """`audit.csv`: what an audit suggests, what a person decides about it, and labels with those decisions."""
 
+import csv
+import io
 import os
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 from noisyssl.errors import ConfigError, DataError, near_miss
 from noisyssl.pipelines.audit import Audit
 from noisyssl.pipelines.samples import Samples
-from noisyssl.pipelines.tables import read_own_table, table_text
+from noisyssl.pipelines.tables import read_table, table_text, unquote
 
 DECISIONS = ("keep", "relabel", "drop")
 COLUMNS = ("path", "label", "suggested", "score", "decision")
@@ -42,11 +44,12 @@ def applied(samples: Samples, table: Path, out: Path) -> tuple[str, dict[str, in
         DataError: the table is none, names another image or class or decision, was made of other labels, or
             leaves a class without training images.
     """
-    read = read_own_table(table, COLUMNS)
+    read = read_table(table, COLUMNS)  # it was in a spreadsheet: byte order mark, blank lines
     place = {path: row for row, path in enumerate(samples.paths)}
     labels, keep = samples.labels.copy(), np.ones(len(samples), bool)
     counts = dict.fromkeys(DECISIONS, 0)
-    for path, label, suggested, _, decision in zip(*read.values(), strict=True):
+    for cells in zip(*read.values(), strict=True):
+        path, label, suggested, _, decision = map(unquote, cells)
         if path not in place:
             raise DataError(
                 f"{table} decides about {path}, which the data do not have; give the audited data."
@@ -104,4 +107,8 @@ def csv_of(samples: Samples, labels: np.ndarray, rows: np.ndarray, out: Path) ->
     }
     if samples.true_labels is not None:
         columns["true_label"] = [names[samples.true_labels[i]] for i in rows]
-    return table_text(columns)
+    text = io.StringIO()
+    writer = csv.writer(text)  # as it is: a table of a user's own has no apostrophes before = + - @
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()

@@ -117,7 +117,8 @@ def fit(
                 message = (
                     f"the GPU's memory is full: each batch is taken in {state.parts} parts from here on, "
                 )
-                message += "and BatchNorm sees one part at a time; the step stays that of the whole batch."
+                message += "and BatchNorm sees one part at a time; the step stays that of the whole batch. "
+                message += "What BatchNorm and the loss remember of this one batch counts twice."
                 log({"kind": "warning", "message": message, "time": time.time()})
             state.step += 1
             epoch, state.position = loader.position

@@ -1,5 +1,6 @@
 """The labels that train, validate and evaluate, and the noise that is put into the first two."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from noisyssl import instance_noise
 from noisyssl import noise as noises
 from noisyssl.config import Config
 from noisyssl.errors import ConfigError, DataError, near_miss
-from noisyssl.images import evaluation_view
+from noisyssl.images import BadImage, evaluation_view
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.sources import inside
 from noisyssl.pipelines.tables import header_of, read_own_table, read_table, table_text
 
 SMALL = 16
@@ -39,8 +41,9 @@ def noisy_labels(config: Config, samples: Samples, run: Run) -> tuple[np.ndarray
     noise = noises.parse(stage.noise)
     names, clean = samples.classes, truth_of(samples)
     rows = samples.where("train", "val") if stage.val_labels == "noisy" else samples.where("train")
-    asked = None if noise.kind == "column" else noises.matrix(noise, names)
-    if (run.folder / "noise.csv").exists() and not run.is_fresh():
+    again = not run.is_fresh() and (run.folder / "noise.csv").exists()
+    asked = asked_before(run) if again else None if noise.kind == "column" else noises.matrix(noise, names)
+    if again:
         labels = flipped_before(run, samples)
     elif noise.kind == "column":
         labels = given_column(Path(config.data.path), noise.source, samples, rows)
@@ -59,6 +62,7 @@ def noisy_labels(config: Config, samples: Samples, run: Run) -> tuple[np.ndarray
     found = on_train.matrix if asked is None else asked
     if not noises.is_recoverable(np.where(np.isnan(found), np.eye(len(names)), found)):
         run.log({"kind": "warning", "message": beyond(stage.noise, len(names))})
+    run.write("noise.json", json.dumps({"asked_matrix": None if asked is None else asked.tolist()}) + "\n")
     run.write(
         "noise.csv",
         table_text(
@@ -116,6 +120,12 @@ def flipped_before(run: Run, samples: Samples) -> np.ndarray:
     return labels
 
 
+def asked_before(run: Run) -> np.ndarray | None:
+    """The matrix that the run began with: its file may be gone or changed."""
+    found = json.loads((run.folder / "noise.json").read_text())["asked_matrix"]
+    return None if found is None else np.array(found)
+
+
 def given_column(table: Path, name: str, samples: Samples, rows: np.ndarray) -> np.ndarray:
     """(N,) labels with those of `rows` from another column of the data's CSV; empty cells keep theirs.
 
@@ -132,9 +142,9 @@ def given_column(table: Path, name: str, samples: Samples, rows: np.ndarray) -> 
             f"train.noise is column:{name}, but {table} has no such column; it has {', '.join(columns)}."
             f"{near_miss(name, columns)}"
         )
-    paths, cells = read_table(table, ("path", name.lower())).values()
+    cells = read_table(table, ("path", name.lower()))
     given: dict[str, str] = {}
-    for path, cell in zip(paths, cells, strict=True):
+    for path, cell in zip(inside(table, cells["path"]), cells[name.lower()], strict=True):
         if cell and given.setdefault(path, cell) != cell:
             raise DataError(f"{table}: {path} is {given[path]!r} and {cell!r} in column {name}; keep one.")
     places = {label: place for place, label in enumerate(samples.classes)}
@@ -163,7 +173,12 @@ def instance_shares(noise: noises.Noise, config: Config, samples: Samples, rows:
     else:
 
         def small(row: int) -> np.ndarray:
-            view = evaluation_view(samples.image(row), config.data.size, config.data.fit)
+            try:
+                view = evaluation_view(samples.image(row), config.data.size, config.data.fit)
+            except BadImage:
+                if not config.data.quarantine:
+                    raise
+                view = np.zeros((SMALL, SMALL, 3), np.uint8)  # its label trains nobody: the loader drops it
             copy = Image.fromarray(view).resize((SMALL, SMALL), Image.Resampling.BOX)
             return np.asarray(copy, np.float32).reshape(-1)
 

@@ -125,6 +125,8 @@ def open_loader(
             "Lower the batch size or add images."
         )
     must_be_shared(batch, world)
+    if device.type == "cuda" and device.index is None:  # a thread's current device is GPU 0, whatever ours is
+        device = torch.device("cuda", torch.cuda.current_device())
     schedule = Schedule(
         indices, batch=batch, seed=seed, shuffle=shuffle, drop_last=drop_last, rank=rank, world=world
     )
@@ -147,11 +149,11 @@ def streams(kind: str, samples: Samples, device: torch.device) -> tuple[str, typ
     fused = can_fuse(device)
     if kind == "resident" or (kind == "auto" and fused and fits(samples, device)):
         return "resident", ResidentStream
+    if fused and kind != "batched" and samples.array is not None:
+        return "upload", UploadStream
     if kind == "batched" or not has_dali():
         return "batched", BatchedStream
-    if not fused:
-        return "dali-cpu", DaliStream
-    return ("upload", UploadStream) if samples.array is not None else ("dali-gpu", DecodedStream)
+    return ("dali-gpu", DecodedStream) if fused else ("dali-cpu", DaliStream)
 
 
 def must_be_possible(kind: str, device: torch.device) -> None:

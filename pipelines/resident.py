@@ -44,7 +44,7 @@ def store(samples: Samples, device: torch.device) -> Store:
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 f"the images take {bytes_of(samples) / 2**30:.1f} GiB, more than the GPU has free; "
-                "set data.loader=dali."
+                "set data.loader=auto."
             ) from error
     return found
 

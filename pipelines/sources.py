@@ -138,7 +138,7 @@ def read_csv(path: Path) -> Listing:
     paths = columns["path"]
     if not paths:
         raise DataError(f"{path} has no rows; list one image per row.")
-    columns["path"] = paths = _inside(path, paths)
+    columns["path"] = paths = inside(path, paths)
     for name in ("label", "split"):
         empty = columns.get(name, []).count("")
         if empty == len(paths):
@@ -165,7 +165,7 @@ def read_csv(path: Path) -> Listing:
     )
 
 
-def _inside(table: Path, paths: list[str]) -> list[str]:
+def inside(table: Path, paths: list[str]) -> list[str]:
     """Normalised relative paths, all inside the table's folder."""
     root = posixpath.abspath(table.parent)
     for row, name in enumerate(paths):

@@ -12,7 +12,7 @@ from noisyssl.distributed import exchange
 from noisyssl.pipelines.fit import Log, dtype_of
 from noisyssl.pipelines.loader import Loader
 from noisyssl.pipelines.state import State
-from noisyssl.pipelines.stepping import averaged_later
+from noisyssl.pipelines.stepping import averaged_later, take_apart
 
 CALLS = 10
 """Forward and backward passes that are timed."""
@@ -30,14 +30,20 @@ def compile_if_faster(state: State, loader: Loader, stage: Stage, device: torch.
     if facts is None:
         loader.start(state.epoch, state.position, loader.dropped)
         batch = next(iter(loader))
-        facts = state.facts["compile"] = measured(state, batch, device, dtype_of(stage, device))
+        facts = state.facts["compile"] = measured(state, batch, stage, device, dtype_of(stage, device))
         log({"kind": "compile", "message": said(facts), "time": time.time(), **facts})
     if facts["compiled"]:
         state.objective.compile()
 
 
-def measured(state: State, batch: Batch, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """{"compiled": the choice, "eager_ms", "compiled_ms": milliseconds, "error": why it did not compile}."""
+def measured(
+    state: State, batch: Batch, stage: Stage, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """{"compiled": the choice, "eager_ms", "compiled_ms": milliseconds, "error": why it did not compile}.
+
+    Raises:
+        TrainingError: the batch does not fit into memory, see `stepping.take_apart`.
+    """
     batch = batch.to(device)
     state.objective.train()
     buffers = {name: value.clone() for name, value in state.objective.named_buffers()}
@@ -45,12 +51,19 @@ def measured(state: State, batch: Batch, device: torch.device, dtype: torch.dtyp
     def both() -> None:
         with averaged_later(state.network):
             with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                loss = state.network(batch)["loss"]
+                loss = state.network(batch.parts(state.parts)[0])["loss"]
             loss.backward()
         state.objective.zero_grad(set_to_none=True)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        eager, compiled, error = milliseconds(both, device), None, ""
+        eager = None
+        while eager is None:
+            try:
+                eager = milliseconds(both, device)
+            except torch.OutOfMemoryError as full:
+                state.objective.zero_grad(set_to_none=True)
+                take_apart(state, [batch], stage, full)
+        compiled, error = None, ""
         state.objective.compile()
         try:
             compiled = milliseconds(both, device)

@@ -58,7 +58,9 @@ def gradients(
     """Add the gradients of the group's mean loss up; its terms."""
     totals: dict[str, Tensor] = {}
     parts = [
-        (part, len(part.index) / len(batch.index)) for batch in group for part in batch.parts(state.parts)
+        (part, len(part.index) / len(batch.index))
+        for batch in group
+        for part in batch.parts(min(state.parts, max(1, len(batch.index) // 2)))  # BatchNorm takes two
     ]
     for number, (part, share) in enumerate(parts, start=1):
         part, share = part.to(device), share / len(group)

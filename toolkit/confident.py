@@ -35,10 +35,11 @@ def thresholds(
 
 
 def confident_class(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """(N,) int64 the class that each sample is a confident member of, the likeliest of several; or -1."""
+    """(N,) int64 the class that each sample is a confident member of; -1 of none."""
     reached = probabilities >= limits - SLACK
-    best = np.where(reached, probabilities, -1).argmax(1)
-    return np.where(reached.any(1), best, -1)
+    several = reached.sum(1) > 1  # then cleanlab takes the likeliest class even if that one is not reached
+    found = np.where(several, probabilities.argmax(1), reached.argmax(1))
+    return np.where(reached.any(1), found, -1)
 
 
 def joint(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

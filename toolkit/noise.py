@@ -107,8 +107,10 @@ def parse(spec: str) -> Noise:
     if kind == "none":
         raise ConfigError(f"train.noise is {spec!r}; none takes no rate. Write none.")
     if kind == "column":
-        if not text:
-            raise ConfigError(f"train.noise is {spec!r}; name the column. Write for example column:given.")
+        if not text or text.lower() == "path":
+            raise ConfigError(
+                f"train.noise is {spec!r}; name a column of labels. Write for example column:given."
+            )
         return Noise(kind, None, text)
     source = ""
     if kind == "class":
@@ -126,6 +128,8 @@ def parse(spec: str) -> Noise:
         raise ConfigError(
             f"train.noise is {spec!r}; the rate must be a number in [0, 1). Write for example {KINDS[kind]}."
         )
+    if kind == "instance" and not (rate == 0 or 0.01 <= rate <= 0.99):
+        raise ConfigError(f"train.noise is {spec!r}; the rate of instance noise is 0 or in [0.01, 0.99].")
     return Noise(kind, rate, source)
 
 

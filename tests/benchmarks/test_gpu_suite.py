@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from noisyssl.benchmarks import feeding, gpu_suite, ladder, limits
+from noisyssl.benchmarks import feeding, gpu_suite, ladder, limits, loading
 from noisyssl.errors import MachineError, TrainingError
 from noisyssl.pipelines.setup import device_of
 from noisyssl.views import pair
@@ -82,6 +82,7 @@ def test_a_part_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(limits, "measure", lambda: {"figures": {}})
     monkeypatch.setattr(feeding, "images", lambda *_: (None, None))
+    monkeypatch.setattr(loading, "jpegs", lambda *_: None)
     monkeypatch.setattr(
         gpu_suite, "parts", lambda *_: {"bad": fails, "good": lambda: [{"a": 1}], "no": fails}
     )

@@ -218,3 +218,30 @@ def test_a_bad_choice_and_an_old_folder_are_refused_at_once(data, audited, capsy
     assert "--flagged 'remove' is unknown; choose one of drop, keep, relabel" in capsys.readouterr().err
     assert cli([*command, str(audited)]) == 2
     assert "already exists; give a new folder" in capsys.readouterr().err
+
+
+def test_classes_whose_names_a_spreadsheet_would_run_stay_as_they_are(data, tmp_path):
+    root, _ = data
+    for i, path in enumerate(sorted((root / "set").rglob("*.png"))[:24]):
+        target = tmp_path / "set" / ("+ve" if i % 2 else "-ve") / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    decided = tmp_path / "audit.csv"
+    rows = ["path,label,suggested,score,decision", "'+ve/1.png,'+ve,'-ve,0.9,relabel", "", ""]
+    decided.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")  # as a spreadsheet saves it
+    for out in (tmp_path / "new.csv", tmp_path / "set" / "new.csv"):
+        assert not cli(["data", "apply", str(tmp_path / "set"), str(decided), "--out", str(out)])
+        samples = open_samples(out, labelled=True, allow_leaks=True)
+        assert samples.classes == ("+ve", "-ve")
+        moved = [
+            samples.classes[k] for p, k in zip(samples.paths, samples.labels, strict=True) if "/1.png" in p
+        ]
+        assert moved == ["-ve"]
+        out.unlink()
+
+
+def test_fewer_images_of_each_class_than_folds():
+    features, labels, _, _ = problem()
+    few = np.concatenate([np.flatnonzero(labels == k)[:3] for k in range(C)])
+    p = out_of_sample(features[few], labels[few], np.arange(len(few)).astype(str), C)
+    np.testing.assert_allclose(p.sum(1), 1)

@@ -98,6 +98,27 @@ def test_a_column_gives_the_labels_of_training_and_an_empty_cell_keeps_its_own(t
     assert facts["matrix"][0][0] < 1
 
 
+def test_a_column_belongs_to_its_image_however_the_path_is_written(table, samples, tmp_path):
+    other = table.with_name("dotted.csv")
+    other.write_text(table.read_text().replace("\n", "\n./").removesuffix("./"))
+    dotted = open_samples(other, labelled=True)
+    labels, facts, _, _ = labels_of("column:reader", other, dotted, tmp_path)
+    expected, _, _, _ = labels_of("column:reader", table, samples, tmp_path / "plain")
+    assert facts["flips"] > 0
+    by_path = dict(zip(samples.paths, expected, strict=True))
+    assert all(by_path[path] == label for path, label in zip(dotted.paths, labels, strict=True))
+
+
+def test_a_resumed_run_needs_no_matrix_file_again(table, samples, tmp_path):
+    path = matrix_file(tmp_path)
+    labels, facts, run, config = labels_of(f"class:{path}", table, samples, tmp_path)
+    path.unlink()
+    run.is_fresh = lambda: False
+    again, facts_again = noisy_labels(config, samples, run)
+    assert np.array_equal(again, labels)
+    assert facts_again["asked_matrix"] == facts["asked_matrix"]
+
+
 def test_a_resumed_run_reads_its_own_flips(table, samples, tmp_path):
     """Another machine may round a projection otherwise; a column may have changed."""
     labels, facts, run, config = labels_of("instance:0.4", table, samples, tmp_path)

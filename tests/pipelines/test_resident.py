@@ -113,7 +113,7 @@ def test_too_little_memory_is_one_line(packed, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "empty", full)
-    with pytest.raises(MachineError, match=r"the images take 0.0 GiB, more than.*data.loader=dali"):
+    with pytest.raises(MachineError, match=r"the images take 0.0 GiB, more than.*data.loader=auto"):
         resident.store(packed, CPU)
 
 

@@ -103,6 +103,26 @@ def test_what_cannot_be_compiled_trains_without(state, monkeypatch):
     assert "not compiled, which failed (RuntimeError: no compiler found)" in log[0]["message"]
 
 
+def test_a_batch_that_does_not_fit_is_measured_in_parts(state, monkeypatch):
+    sizes, real = [], type(state.objective).forward
+
+    def forward(self, batch):
+        sizes.append(len(batch.index))
+        if len(batch.index) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(type(state.objective), "forward", forward)
+    monkeypatch.setattr(speedup, "CALLS", 1)
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl)
+    )
+    speedup.compile_if_faster(state, Once(), STAGE, CPU, lambda entry: None)
+    assert state.parts == 2
+    assert sizes[0] == 4
+    assert set(sizes[1:]) == {2}
+
+
 def test_off_and_on_measure_nothing(state):
     for choice in ("off", "on"):
         loader = Once()

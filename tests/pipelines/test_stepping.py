@@ -127,6 +127,17 @@ class Always:
             yield batch_of()
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6])
+def test_a_smaller_batch_later_falls_into_fewer_parts_of_two_and_more(size):
+    """The last batch of an epoch: no part is empty, or a single image, on which BatchNorm cannot train."""
+    state = prepare(Hungry(99), STAGE, CPU)
+    state.parts = 4
+    terms, ok = stepping.step(state, [batch_of(size)], 0.01, STAGE, CPU, torch.float32)
+    assert ok
+    assert terms["loss"].isfinite()
+    assert min(map(len, state.objective.seen)) >= min(2, size)
+
+
 def test_a_run_says_so_once():
     state, log = prepare(Hungry(6), STAGE, CPU), []
     loader = Always()

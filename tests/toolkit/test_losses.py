@@ -209,6 +209,18 @@ def test_the_estimated_matrix_is_that_of_a_network_that_learnt_the_given_labels(
     np.testing.assert_allclose(outlier[0], [1.0, 0, 0])
 
 
+def test_a_rare_class_is_read_off_its_own_images():
+    """1.5 % of the images: the 97th percentile over all of them would be an image of another class."""
+    rows = np.concatenate([np.tile([0.97, 0.02, 0.01], (700, 1)), np.tile([0.02, 0.97, 0.01], (285, 1))])
+    rows = np.concatenate([rows, np.tile([0.01, 0.02, 0.97], (15, 1))])
+    np.testing.assert_allclose(
+        estimate(rows, 97.0), [[0.97, 0.02, 0.01], [0.02, 0.97, 0.01], [0.01, 0.02, 0.97]]
+    )
+    never = estimate(rows[:985], 97.0)  # nobody is taken for class 2: its likeliest image stands for it
+    assert np.isfinite(never).all()
+    np.testing.assert_allclose(never.sum(1), 1)
+
+
 def test_forward_estimates_once_after_its_warm_up():
     loss = LOSSES["forward"](
         LOSSES["forward"].Config(warmup=2), Given(count=300, train=np.arange(100, 300), classes=2)

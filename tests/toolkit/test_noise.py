@@ -54,7 +54,9 @@ def test_parse_reads_kind_and_rate_and_str_writes_them_back():
         ("class", r"name a file\. Write class:MATRIX\.csv"),
         ("class::0.3", r"name a file"),
         ("class:m.csv:1.5", r"must be a number in \[0, 1\)"),
-        ("column:", r"name the column\. Write for example column:given"),
+        ("column:", r"name a column of labels\. Write for example column:given"),
+        ("column:path", r"name a column of labels"),
+        ("instance:0.001", r"the rate of instance noise is 0 or in \[0\.01, 0\.99\]"),
     ],
 )
 def test_parse_refuses_with_the_remedy(spec, remedy):

@@ -20,7 +20,7 @@ def audit(
         str, typer.Option(help="Decision beside flagged images: keep (you decide), relabel or drop.")
     ] = "keep",
     shown: Annotated[int, typer.Option(min=1, help="Images on the page.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of folds and bootstrap.")] = 0,
     device: Device = None,
     quarantine: Quarantine = None,
     as_json: Json = False,
@@ -32,6 +32,7 @@ def audit(
     from noisyssl.pipelines.audit_page import page
     from noisyssl.pipelines.audit_table import DECISIONS, audit_text
     from noisyssl.pipelines.embed import frozen_backbone
+    from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.scan import open_samples
     from noisyssl.pipelines.setup import device_of, threads_of
 
@@ -50,6 +51,11 @@ def audit(
         )
     for note in samples.notes:
         tell(f"note: {note}")
+    if Run.open(features).facts()["stage"] == "train":
+        tell(
+            f"note: {features} learnt labels: wrong ones that it knows by heart look right to it. "
+            "A run of `noisyssl pretrain` has seen none."
+        )
     with counting("looking at images") as progress:
         found = run_audit(samples, frozen, where, threads, seed=seed, progress=progress)
     told = facts(found, samples.classes) | {"features": frozen.what, "weights_sha256": frozen.digest}
@@ -63,7 +69,8 @@ def audit(
         return
     rate, low, high = found.rate
     typer.echo(
-        f"{len(found.rows):,} labels judged by {frozen.what}, none by a model that had seen its group."
+        f"{len(found.rows):,} labels judged on features of {frozen.what}, by regressions that saw no image "
+        "of the same group."
     )
     typer.echo(
         f"About {rate:.1%} are wrong (95 % interval {low:.1%} to {high:.1%}); {told['flagged']:,} flagged."

@@ -236,7 +236,7 @@ def feeding(
 
 @app.command()
 def growth(
-    largest: Annotated[int, typer.Option(help="Images of the largest set.")] = 1_000_000,
+    largest: Annotated[int, typer.Option(min=1000, help="Images of the largest set.")] = 1_000_000,
     parts: Annotated[str, typer.Option(help="Of epoch, opening and memory.")] = "epoch,opening,memory",
     threads: Threads = 0,
     out: Out = None,

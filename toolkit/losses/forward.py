@@ -2,7 +2,8 @@
 
 Patrini et al., CVPR 2017, arXiv:1609.03683, theorem 2 and section 4.3: -log (T^T p) of the given label, where
 T[i, j] = P(given j | true i) is estimated after a warm-up by cross entropy: row i is the prediction for the
-image that the network is most sure to be of class i (the 97th percentile, which one outlier does not decide).
+image that the network is most sure to be of class i (the 97th percentile of those that it takes for i, which
+one outlier does not decide).
 """
 
 from dataclasses import dataclass
@@ -53,9 +54,12 @@ class ForwardCorrection(Loss):
 
 def estimate(probabilities: np.ndarray, percentile: float) -> np.ndarray:
     """(K, K) transition matrix from the (N, K) predictions of a network that learnt the given labels."""
-    rows = []
+    rows, chosen = [], probabilities.argmax(1)
     for one in range(probabilities.shape[1]):
-        order = np.argsort(probabilities[:, one], kind="stable")
+        own = np.flatnonzero(chosen == one)  # else a rare class would be read off an image of another one
+        if not len(own):
+            own = np.array([probabilities[:, one].argmax()])
+        order = own[np.argsort(probabilities[own, one], kind="stable")]
         rows.append(probabilities[order[int(np.ceil(percentile / 100 * len(order))) - 1]])
     found = np.stack(rows)
     return found / found.sum(1, keepdims=True)
