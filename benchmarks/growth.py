@@ -141,7 +141,8 @@ def memory(folder: Path, count: int, threads: int, turns: int) -> Record:
         taken.append(anonymous())
     train.close()
     val.close()
-    settled = taken[1]  # both loaders have opened their threads and buffers
+    third = max(1, turns // 3)  # the first third opens threads, buffers and the allocator's pools
+    early, late = float(np.median(taken[third : 2 * third])), float(np.median(taken[-third:]))
     settings = {
         "case": "training and validation in turn",
         "turns": turns,
@@ -149,11 +150,12 @@ def memory(folder: Path, count: int, threads: int, turns: int) -> Record:
         "threads": threads,
     }
     figures = {
-        "after 2 turns, MiB": settled,
-        "most after that, MiB": max(taken[1:]),
-        "growth": max(taken[1:]) / settled,
+        "middle third, MiB": early,
+        "last third, MiB": late,
+        "most, MiB": max(taken),
+        "growth": late / early,
     }
-    return record("growth", settings=settings, figures=figures, n=turns, spread={"MiB": Spread.of(taken[1:])})
+    return record("growth", settings=settings, figures=figures, n=turns, spread={"MiB": Spread.of(taken)})
 
 
 def anonymous() -> float:

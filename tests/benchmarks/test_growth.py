@@ -9,7 +9,9 @@ def test_each_part_has_a_record():
     assert list(epoch) == ["20 images", "200 images", "2,000 images", "20,000 images"]
     assert all(0 < row["us / image"] < 10_000 for row in epoch.values())
     assert 0 < opening["scanned before, s"] < opening["first time, s"]
-    assert memory["growth"] >= 1
+    assert memory["growth"] == memory["last third, MiB"] / memory["middle third, MiB"]
+    assert 0.8 < memory["growth"] < 1.25
+    assert memory["most, MiB"] >= memory["last third, MiB"]
 
 
 def test_memory_counts_what_the_process_holds():
