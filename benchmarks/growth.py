@@ -24,11 +24,16 @@ from noisyssl.pipelines.scan import open_samples
 from noisyssl.views import evaluation, pair, training
 
 SIZE = 32
+STEADY = 20_000
 CPU = torch.device("cpu")
 
 
 def measure(
-    largest: int = 1_000_000, threads: int = 2, turns: int = 20, parts: str = "epoch,opening,memory"
+    largest: int = 1_000_000,
+    threads: int = 2,
+    turns: int = 20,
+    parts: str = "epoch,opening,memory",
+    images: int = 512,
 ) -> Iterator[Record]:
     """A record of each part.
 
@@ -37,6 +42,7 @@ def measure(
         threads: CPU threads.
         turns: alternations of training and validation.
         parts: which of the three.
+        images: files that the loaders of the third part read.
     """
     with tempfile.TemporaryDirectory(prefix="noisyssl-") as folder:
         if "epoch" in parts:
@@ -44,13 +50,13 @@ def measure(
         if "opening" in parts:
             yield opening(Path(folder) / "files", largest, threads)
         if "memory" in parts:
-            yield memory(Path(folder) / "images", 512, threads, turns)
+            yield memory(Path(folder) / "images", images, threads, turns)
 
 
 def epochs(folder: Path, counts: list[int], threads: int, batch: int = 256) -> Record:
     """Microseconds an image in an epoch of one view by each number of images; memory at both ends of it.
 
-    Small sets run several epochs: what counts is the steady state, at least 20,000 images of it.
+    Small sets run several epochs: what counts is the steady state, at least `STEADY` images of it.
     """
     array = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(counts[-1], SIZE, SIZE, 3)
@@ -67,11 +73,11 @@ def epochs(folder: Path, counts: list[int], threads: int, batch: int = 256) -> R
             device=CPU, threads=threads, drop_last=True,
         )  # fmt: skip
         for _ in loader:  # buffers are there after one epoch of a small set, or a part of a large one
-            if loader.position[1] * batch > 20_000:
+            if loader.position[1] * batch > STEADY:
                 break
         loader.start(1, 0)
         before, began, seen = anonymous(), time.perf_counter(), 0
-        while seen < 20_000:
+        while seen < STEADY:
             seen += sum(len(one.index) for one in loader)
         seconds = time.perf_counter() - began
         loader.close()

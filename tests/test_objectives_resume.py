@@ -19,7 +19,13 @@ STOPS = (4, 9)
 """Checkpoints, one a step and one more after each epoch of six steps: in the first epoch and the second."""
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+KEEPS_STATE = ("elr", "forward", "coteaching")
+"""Objectives with a memory of their own; the others differ from each other in a formula only."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in KEEPS_STATE else pytest.param(n, marks=pytest.mark.slow) for n in OBJECTIVES]
+)
 def test_it_trains_resumes_to_the_bit_and_writes_finite_figures(name, tissue, tmp_path, monkeypatch):
     settings = ["train.checkpoint_minutes=0.0001", "train.objective=" + name, *QUICK.get(name, [])]
     arguments = [
