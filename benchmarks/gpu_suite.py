@@ -52,7 +52,7 @@ def measure(
             began = time.monotonic()
             try:
                 yield from part()
-            except Exception as error:  # the other parts must still run: a card is lent for minutes
+            except Exception as error:  # the other parts must still run: a card may be there for minutes only
                 failed.append(name)
                 say(f"{name} failed, {type(error).__name__}: {' '.join(str(error).split())[:500]}")
             gc.collect()
