@@ -15,7 +15,7 @@ from noisyssl.pipelines.samples import Samples
 from noisyssl.views import View
 
 PIECE = 4096
-"""Samples whose draws are computed in one call: a fifth of the time of calls for 256."""
+"""Samples whose draws are computed in one call: a third of the time of calls for 256."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def noisy_labels(config: Config, samples: Samples, run: Run) -> tuple[np.ndarray
     noise = noises.parse(stage.noise)
     names, clean = samples.classes, truth_of(samples)
     rows = samples.where("train", "val") if stage.val_labels == "noisy" else samples.where("train")
-    again = not run.is_fresh() and (run.folder / "noise.csv").exists()
+    again = not run.is_fresh() and (run.folder / "noise.json").exists()  # 0.1.0 wrote none, and drew again
     asked = asked_before(run) if again else None if noise.kind == "column" else noises.matrix(noise, names)
     if again:
         labels = flipped_before(run, samples)

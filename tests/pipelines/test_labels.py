@@ -119,6 +119,16 @@ def test_a_resumed_run_needs_no_matrix_file_again(table, samples, tmp_path):
     assert facts_again["asked_matrix"] == facts["asked_matrix"]
 
 
+def test_a_run_of_the_version_before_draws_the_same_flips_again(table, samples, tmp_path):
+    """It has a `noise.csv`, but no `noise.json`."""
+    labels, facts, run, config = labels_of("symmetric:0.4", table, samples, tmp_path)
+    (run.folder / "noise.json").unlink()
+    run.is_fresh = lambda: False
+    again, facts_again = noisy_labels(config, samples, run)
+    assert np.array_equal(again, labels)
+    assert facts_again == facts
+
+
 def test_a_resumed_run_reads_its_own_flips(table, samples, tmp_path):
     """Another machine may round a projection otherwise; a column may have changed."""
     labels, facts, run, config = labels_of("instance:0.4", table, samples, tmp_path)

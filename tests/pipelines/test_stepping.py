@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from noisyssl.batch import Batch
 from noisyssl.classifier import build_classifier
-from noisyssl.config import PretrainConfig, TrainConfig
+from noisyssl.config import TrainConfig
 from noisyssl.errors import TrainingError
 from noisyssl.losses import LOSSES
 from noisyssl.methods import METHODS
@@ -175,4 +175,3 @@ def test_whatever_says_that_it_splits_is_a_mean_over_samples(name):
 def test_methods_that_compare_samples_do_not_split():
     kept = {name for name, kind in METHODS.items() if not kind.divisible}
     assert kept == {"simclr", "moco2", "moco3", "byol", "simsiam", "barlow", "vicreg", "dino"}
-    assert PretrainConfig().section() == "pretrain"

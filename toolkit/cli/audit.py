@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from noisyssl.cli.options import Device, Json, Quarantine
 from noisyssl.cli.progress import counting, tell
 from noisyssl.errors import ConfigError, pick
+
+if TYPE_CHECKING:
+    from noisyssl.pipelines.samples import Samples
 
 
 def audit(
@@ -33,24 +36,13 @@ def audit(
     from noisyssl.pipelines.audit_table import DECISIONS, audit_text
     from noisyssl.pipelines.embed import frozen_backbone
     from noisyssl.pipelines.run import Run
-    from noisyssl.pipelines.scan import open_samples
     from noisyssl.pipelines.setup import device_of, threads_of
 
     pick(dict.fromkeys(DECISIONS), flagged, "--flagged")
     if out.exists():
         raise ConfigError(f"--out {out} already exists; give a new folder.")
     frozen, where, threads = frozen_backbone(features), device_of(device or "auto"), threads_of(0)
-    with counting("checking images") as progress:
-        samples = open_samples(
-            data,
-            quarantine=bool(quarantine),
-            allow_leaks=True,
-            labelled=True,
-            classify=False,
-            progress=progress,
-        )
-    for note in samples.notes:
-        tell(f"note: {note}")
+    samples = opened(data, quarantine)
     if Run.open(features).facts()["stage"] == "train":
         tell(
             f"note: {features} learnt labels: wrong ones that it knows by heart look right to it. "
@@ -92,10 +84,21 @@ def apply(
     """Write a CSV of the data with an audit's decisions: labels kept, changed, images dropped."""
     from noisyssl.disk import write_whole
     from noisyssl.pipelines.audit_table import applied
-    from noisyssl.pipelines.scan import open_samples
 
     if out.exists():
         raise ConfigError(f"--out {out} already exists; name a new file.")
+    samples = opened(data, quarantine)
+    text, counts = applied(samples, decisions, out)
+    write_whole(out, text.encode("utf-8", "surrogateescape"))
+    typer.echo(
+        f"{out}: {counts['keep']:,} labels kept, {counts['relabel']:,} changed, {counts['drop']:,} dropped."
+    )
+
+
+def opened(data: Path, quarantine: bool | None) -> "Samples":
+    """Labelled samples; what training would refuse (leaks, small classes) is no matter here."""
+    from noisyssl.pipelines.scan import open_samples
+
     with counting("checking images") as progress:
         samples = open_samples(
             data,
@@ -105,8 +108,6 @@ def apply(
             classify=False,
             progress=progress,
         )
-    text, counts = applied(samples, decisions, out)
-    write_whole(out, text.encode("utf-8", "surrogateescape"))
-    typer.echo(
-        f"{out}: {counts['keep']:,} labels kept, {counts['relabel']:,} changed, {counts['drop']:,} dropped."
-    )
+    for note in samples.notes:
+        tell(f"note: {note}")
+    return samples
