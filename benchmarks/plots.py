@@ -68,6 +68,8 @@ class Line:
     x: Sequence[float]
     y: Sequence[float | None]
     """None where there is no value."""
+    band: Sequence[tuple[float, float]] | None = None
+    """Lowest and highest y at each x, drawn pale behind the line."""
 
 
 def curves(
@@ -77,11 +79,12 @@ def curves(
     mark: tuple[float, float, str] | None = None,
     log: bool = False,
     smooth: bool = False,
+    whole: bool = True,
 ) -> str:
     """SVG of lines that share both axes; `mark` is (x, y, words) of one point to show.
 
     `smooth` draws more than 60 points pale behind their running mean. `log` draws a logarithmic y axis where
-    all values are positive.
+    all values are positive. `whole` marks whole numbers of the x axis only.
     """
     with _drawing(4.4, 2.7) as (axes, svg):
         ends = []
@@ -100,6 +103,10 @@ def curves(
             else:  # with gaps: a line across them would claim values that nobody measured
                 values = [float("nan") if value is None else value for value in line.y]
                 axes.plot(line.x, values, marker="o", markersize=3, **style)
+            if line.band is not None:
+                axes.fill_between(
+                    line.x, *zip(*line.band, strict=True), color=COLOURS[line.colour], alpha=0.15, linewidth=0
+                )
             ends.append((float(drawn[-1]), float(xs[-1]), line))
         if log and all(value > 0 for line in lines for value in line.y if value is not None):
             axes.set_yscale("log")
@@ -119,7 +126,7 @@ def curves(
                 fontweight="bold",
             )
         axes.set_xlabel(x)
-        axes.locator_params(axis="x", nbins=8, integer=True)
+        axes.locator_params(axis="x", nbins=8, integer=whole)
         axes.set_xlim(left=0)
         _label_ends(axes, ends if len(lines) > 1 else [])
         return svg()

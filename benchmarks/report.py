@@ -7,6 +7,7 @@ in the page forbids scripts and requests.
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from noisyssl import __version__
 from noisyssl.benchmarks import tables
@@ -87,7 +88,17 @@ def _is_report(path: Path) -> bool:
 
 
 def render(page: Page) -> str:
-    """The HTML of a page.
+    """The HTML of a page; raises as `environment`."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return (
+        environment()
+        .get_template("report.html")
+        .render(page=page, names=FIGURES, version=__version__, today=today)
+    )
+
+
+def environment() -> Any:
+    """The templates of pages: every value is escaped, a missing one is an error.
 
     Raises:
         MachineError: jinja2 is not installed.
@@ -99,14 +110,11 @@ def render(page: Page) -> str:
         raise MachineError(
             "package 'jinja2' is missing; the report is made with it. Run `pip install 'noisyssl[report]'`."
         ) from None
-    environment = Environment(
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"figure": tables.cell, "words": tables.words, "svg": Markup}
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return environment.get_template("report.html").render(
-        page=page, names=FIGURES, version=__version__, today=today
-    )
+    found.filters |= {"figure": tables.cell, "words": tables.words, "svg": Markup}
+    return found

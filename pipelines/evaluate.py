@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from noisyssl.disk import disk
 from noisyssl.evaluation import figures
 from noisyssl.images import BadImage, evaluation_view
 from noisyssl.pipelines.samples import Samples
+
+HELD = 1_000_000_000
+"""Bytes of evaluation views that lie on disk between two looks at the same images."""
 
 
 @contextmanager
@@ -95,6 +98,45 @@ def logits_of(module: nn.Module, images: np.ndarray, device: torch.device, batch
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     return torch.cat(out).numpy()
+
+
+class Looks:
+    """Logits of samples that are looked at epoch after epoch; use it as a context.
+
+    The evaluation views of the last question stay on disk, up to `HELD` bytes; a larger set is decoded anew
+    in chunks of that size, so neither memory nor disk grows with it.
+    """
+
+    def __init__(self, *place: Any) -> None:
+        """`place`: what `evaluation_images` takes after the indices; before them the samples."""
+        self.samples, self.place = place[0], place[1:]
+        self.indices = np.zeros(0, np.int64)
+        self.views = np.zeros(0, np.uint8)
+        self.open = ExitStack()
+
+    def __enter__(self) -> "Looks":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.open.close()
+
+    def logits(self, module: nn.Module, indices: np.ndarray, device: torch.device) -> np.ndarray:
+        """(M, K) float32 logits of `module` on the evaluation views of (M,) `indices`.
+
+        Raises:
+            BadImage: as `evaluation_images`.
+        """
+        size = self.place[0]
+        rows = max(1, HELD // (size * size * 3))
+        parts = []
+        for start in range(0, len(indices), rows):
+            chunk = indices[start : start + rows]
+            if not np.array_equal(chunk, self.indices):
+                self.open.close()
+                self.indices = chunk
+                self.views = self.open.enter_context(evaluation_images(self.samples, chunk, *self.place))
+            parts.append(logits_of(module, self.views, device))
+        return np.concatenate(parts)
 
 
 def whole(indices: np.ndarray, dropped: Mapping[int, str]) -> np.ndarray:

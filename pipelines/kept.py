@@ -1,6 +1,7 @@
 """What BEST and LAST are made of: weights and test logits of some epochs, as files that outlive a kill."""
 
 import io
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from noisyssl import checkpoint
 from noisyssl.classifier import Classifier
-from noisyssl.pipelines.run import Run
+from noisyssl.pipelines.run import KEEP, Run
 
 LAST = 5
 """Epochs that LAST averages over."""
@@ -30,6 +31,15 @@ class Kept:
         """(M, K) float32 logits on the test split after that epoch."""
         return np.load(self.run.folder / f"logits/test-{epoch:04}.npy", allow_pickle=False)
 
+    def put_predicted(self, epoch: int, classes: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, classes.astype(np.int32))
+        self.run.write(f"logits/predicted-{epoch:04}.npy", buffer.getvalue())
+
+    def predicted(self, epoch: int) -> np.ndarray:
+        """(M,) int32 classes predicted for the training images after that epoch."""
+        return np.load(self.run.folder / f"logits/predicted-{epoch:04}.npy", allow_pickle=False)
+
     def put_weights(self, epoch: int, module: Classifier) -> None:
         self.run.save_weights(f"best-{epoch:04}", module, {"epoch": epoch})
 
@@ -41,10 +51,17 @@ class Kept:
         """The epochs LAST averages."""
         return range(max(1, self.epochs - LAST + 1), self.epochs + 1)
 
-    def drop_all_but(self, best: int) -> None:
-        for path in (self.run.folder / "logits").glob("test-*.npy"):
-            if (epoch := int(path.stem.removeprefix("test-"))) != best and epoch not in self.last():
+    def drop_all_but(self, chosen: Collection[int]) -> None:
+        """Remove what neither BEST, nor LAST, nor a resumed run may ask for."""
+        logits = self.run.folder / "logits"
+        for path in logits.glob("test-*.npy"):
+            epoch = int(path.stem.removeprefix("test-"))
+            if epoch not in chosen and epoch not in self.last():
                 path.unlink()
         for path in self.run.checkpoints.glob("best-*.safetensors"):
-            if int(path.stem.removeprefix("best-")) != best:
+            if int(path.stem.removeprefix("best-")) not in chosen:
                 path.unlink()
+        for path in sorted(logits.glob("predicted-*.npy"))[
+            : -1 - KEEP
+        ]:  # a damaged checkpoint starts earlier
+            path.unlink()

@@ -14,7 +14,7 @@ import torch
 from noisyssl import checkpoint
 from noisyssl.baselines import colour_histogram, fit_predict, mean_rgb
 from noisyssl.classifier import Classifier, build_classifier
-from noisyssl.config import Config
+from noisyssl.config import Config, TrainConfig
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.evaluation import figures
 from noisyssl.images import BadImage, evaluation_view
@@ -22,7 +22,8 @@ from noisyssl.machine import versions
 from noisyssl.noise import parse
 from noisyssl.objective import Given
 from noisyssl.objectives import build_objective
-from noisyssl.pipelines.evaluate import brief, evaluation_images, logits_of, whole
+from noisyssl.pipelines.choosing import Choices
+from noisyssl.pipelines.evaluate import Looks, brief, evaluation_images, logits_of, whole
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.kept import LAST, Kept
 from noisyssl.pipelines.labels import noise_must_fit, noisy_labels, truth_of
@@ -40,6 +41,7 @@ from noisyssl.pipelines.setup import (
     start_from,
 )
 from noisyssl.pipelines.speedup import compile_if_faster
+from noisyssl.pipelines.tuning import head_epochs, hold
 
 
 def train(
@@ -86,8 +88,12 @@ def train(
         count=len(samples), train=samples.where("train"), classes=len(samples.classes), labels=labels,
         another=another,
     )  # fmt: skip
-    state = prepare(build_objective(stage.objective, network, stage.options, given), stage, device)
+    objective = build_objective(stage.objective, network, stage.options, given)
+    held = head_epochs(stage.tune, stage.epochs)
+    hold(objective, held == stage.epochs)  # the optimizer gets what learns at any time
+    state = prepare(objective, stage, device)
     resumed = run.restore(state)
+    hold(state.objective, state.epoch < held)
     state.facts.setdefault("pretraining", pretraining)
     loader = open_loader(
         samples,
@@ -107,6 +113,7 @@ def train(
     with (
         evaluation_images(samples, val, *geometry) as val_images,
         evaluation_images(samples, test, *geometry) as test_images,
+        Looks(samples, *geometry) as looks,
     ):
         try:
             loader.dropped.update(dropped)
@@ -117,39 +124,39 @@ def train(
                 run.log({"kind": "warning", "message": message, "time": time.time()})
             compile_if_faster(state, loader, stage, device, run.log)
             kept = Kept(run, stage.epochs)
+            choices = Choices(stage.choice, state.facts, kept)
 
             def save() -> None:
                 dropped.update(loader.dropped)
                 state.facts["dropped"] = {str(index): reason for index, reason in dropped.items()}
                 run.save(state)
-                if "best" in state.facts:  # only now: a kill before the save starts from the old best
-                    kept.drop_all_but(state.facts["best"]["epoch"])
+                if taken := choices.epochs():  # only now: a kill before the save starts from the old best
+                    kept.drop_all_but(taken.values())
 
             def predict(indices: np.ndarray) -> np.ndarray:
-                with evaluation_images(samples, indices, *geometry) as images:
-                    return logits_of(state.trained().classifier(), images, device)  # type: ignore[operator]
+                return looks.logits(state.trained().classifier(), indices, device)  # type: ignore[operator]
 
             for epoch in fit(
                 state, loader, stage, device=device, predict=predict, log=run.log, save=save, stopped=stopped
             ):
+                hold(state.objective, epoch < held)
                 module = state.trained().classifier()  # type: ignore[operator]
                 entry: dict[str, Any] = {"kind": "epoch", "epoch": epoch, "step": state.step, "test": None}
                 entry["val"] = brief(
                     logits_of(module, val_images, device), labels, val, dropped, samples.classes
                 )
-                best = state.facts.get("best")
-                better = best is None or entry["val"]["balanced_accuracy"] > best["score"]
+                score = entry["val"]["balanced_accuracy"]
+                better = choices.look(epoch, score, lambda: predict(given.train).argmax(axis=1))
                 if better or epoch > stage.epochs - LAST:
                     logits = logits_of(module, test_images, device)
                     kept.put(epoch, logits)
                     entry["test"] = brief(logits, truth, test, dropped, samples.classes)
                 if better:
-                    state.facts["best"] = {"epoch": epoch, "score": entry["val"]["balanced_accuracy"]}
                     kept.put_weights(epoch, module)
                 run.log(entry)
         finally:
             loader.close()
-        best_epoch = state.facts["best"]["epoch"]
+        best_epoch = choices.best()
         run.save_weights("last", state.trained().classifier(), {"epoch": stage.epochs})  # type: ignore[operator]
         checkpoint.save(run.checkpoints / "best.safetensors", *kept.weights(best_epoch))
         dropped.update(loader.dropped)
@@ -168,8 +175,12 @@ def train(
         "classes": list(samples.classes),
         "best": {
             "epoch": best_epoch,
-            "chosen_on": f"{stage.val_labels} validation balanced accuracy",
+            "chosen_on": chosen_on(stage),
             "figures": measured(kept.get(best_epoch)),
+        },
+        "choices": {
+            name: {"epoch": epoch, "figures": measured(kept.get(epoch))}
+            for name, epoch in choices.epochs().items()
         },
         "last": {"epochs": list(last), "figures": measured(np.stack([kept.get(e) for e in last]))},
         "final": {"epoch": stage.epochs, "figures": measured(kept.get(stage.epochs))},
@@ -189,6 +200,13 @@ def train(
     run.write("predictions.npz", buffer.getvalue())
     run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def chosen_on(stage: TrainConfig) -> str:
+    """What BEST is chosen by, in words."""
+    if stage.choice == "stability":
+        return "fewest changes of predictions on training images"
+    return f"{stage.val_labels} validation balanced accuracy"
 
 
 def must_make_sense(config: Config) -> None:

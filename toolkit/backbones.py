@@ -31,6 +31,17 @@ class Backbone(nn.Module):
         self.normalise = normalise
         self.trunk = trunk
         self.features = features
+        self.held = False
+
+    def hold(self, held: bool = True) -> None:
+        """Stay as it is, running statistics included, whatever trains around it; or learn again."""
+        self.held = held
+        self.requires_grad_(not held)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As in torch; one that is held stays in evaluation mode."""
+        return super().train(mode and not self.held)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.trunk(self.normalise(images))

@@ -131,14 +131,23 @@ class TrainConfig(Stage):
     """Seed of that noise alone, so that runs with other seeds share the flips."""
     val_labels: str = "noisy"
     """Labels that choose BEST: noisy (as in reality) or clean."""
+    choice: str = "validation"
+    """What BEST is chosen by: validation, or stability of predictions on training images (Label Wave)."""
     init: str = ""
     """Pretraining run whose backbone starts the classifier."""
+    tune: str = "all"
+    """What learns: all, head (the backbone stays), or head:N (the head alone for N epochs, then all)."""
     options: Any = None
     """The objective's own settings, from the table of its name."""
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
         one_of("train.val_labels", self.val_labels, ("noisy", "clean"))
+        one_of("train.choice", self.choice, ("validation", "stability"))
+        first = self.tune.removeprefix("head:")
+        in_turn = self.tune != first and first.isdecimal() and 1 <= int(first) < self.epochs
+        allowed = f"all, head, or head:N with N below train.epochs ({self.epochs})"
+        require(self.tune in ("all", "head") or in_turn, "train.tune", self.tune, allowed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.bench_noise import noise
 from noisyssl.cli.figures import interval
 from noisyssl.cli.options import Json, Modality, Set, open_data, resolve
 from noisyssl.cli.progress import tell as say
@@ -247,6 +248,9 @@ def growth(
     from noisyssl.pipelines.setup import threads_of
 
     tell(measure(largest, threads_of(threads), parts=parts), out, as_json)
+
+
+app.command()(noise)
 
 
 @app.command("all")

@@ -116,6 +116,10 @@ def train(
         str | None,
         typer.Option(help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward or coteaching."),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="all, head (the backbone stays), or head:N (head for N epochs, then all)."),
+    ] = None,
     val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
     weights: Weights = None,
     recipe: Recipe = None,
@@ -142,6 +146,7 @@ def train(
         "pretrain.method": pretrain_method,
         "train.noise": noise,
         "train.objective": objective,
+        "train.tune": tune,
         "train.val_labels": val_labels,
         "train.weights": _path(weights),
         "train.epochs": epochs,
