@@ -56,7 +56,8 @@ def noise(
         name, error = next(iter(failed.items()))
         raise TrainingError(
             f"{len(failed)} of {len(asked.cells)} cells failed, "
-            f"first {name}: {error.strip().splitlines()[-1]} The others are in the report; the same command tries the failed ones again."
+            f"first {name}: {error.strip().splitlines()[-1]} "
+            "The others are in the report; the same command tries the failed ones again."
         )
 
 
