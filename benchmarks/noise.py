@@ -95,7 +95,6 @@ def run_all(
 
 def run_cell(grid: Grid, place: Place, cell: Cell, samples: Samples, stopped: Stop = lambda: None) -> str:
     """Train a cell, after its pretraining where that is not finished; what to say of it."""
-    failure = place.failure(cell)
     try:
         start = place.start(cell)
         config = settled(grid.config(cell, start))
@@ -108,14 +107,21 @@ def run_cell(grid: Grid, place: Place, cell: Cell, samples: Samples, stopped: St
         message = (
             str(error) if isinstance(error, NoisySSLError) else "".join(traceback.format_exception(error))
         )
-        write_whole(failure, json.dumps({"cell": cell.name, "error": message}) + "\n")
-        return f"failed: {message.strip().splitlines()[-1]}"
-    failure.unlink(missing_ok=True)
+        return failed(place, cell, message)
+    place.failure(cell).unlink(missing_ok=True)
     best, last = (metrics[key]["figures"]["balanced_accuracy"]["value"] for key in ("best", "last"))
     return f"BEST {best:.3f}, LAST {last:.3f}, {metrics['seconds']:.0f} s"
 
 
-def stage(module: Any, config: Config, samples: Samples, folder: Path, stopped: Stop) -> dict[str, Any]:
+def failed(place: Place, cell: Cell, message: str) -> str:
+    """Keep what went wrong for the report; what to say of it."""
+    write_whole(place.failure(cell), json.dumps({"cell": cell.name, "error": message}) + "\n")
+    return f"failed: {message.strip().splitlines()[-1]}"
+
+
+def stage(
+    module: Any, config: Config, samples: Samples, folder: Path, stopped: Stop = lambda: None
+) -> dict[str, Any]:
     """The metrics of one run, finished before, resumed or begun."""
     name = module.__name__.rpartition(".")[2]
     if (folder / "run.json").is_file():

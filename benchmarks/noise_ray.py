@@ -1,0 +1,102 @@
+"""A noise grid on a Ray cluster: each pretraining and each cell is one task.
+
+The runs lie where `--work` says, which every node must see under the same path, as the data. Ray sends tasks
+between its processes with pickle: connect to clusters you trust only.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from noisyssl.benchmarks import noise
+from noisyssl.benchmarks.noise import Place
+from noisyssl.benchmarks.noise_grid import Cell, Grid
+from noisyssl.errors import ConfigError, MachineError
+from noisyssl.pipelines import pretrain
+from noisyssl.pipelines.setup import device_of
+
+WAIT = 20
+"""Seconds that a cluster has to answer."""
+
+
+def connect(on: str) -> None:
+    """Start a cluster on this machine ("ray") or join one ("ray://HOST:PORT").
+
+    Raises:
+        ConfigError: `on` is neither.
+        MachineError: Ray is not installed, or nobody answers.
+    """
+    if on != "ray" and not on.startswith("ray://"):
+        raise ConfigError(f"--on is {on!r}; choose local, ray or ray://HOST:PORT.")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the house
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise MachineError("package 'ray' is missing; run `pip install 'noisyssl[ray]'`.") from None
+    try:
+        if on == "ray":
+            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        else:
+            ray.init(address=on, log_to_driver=False)
+    except Exception as error:  # Ray has many kinds of it
+        raise MachineError(
+            f"no Ray cluster answers at {on} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "start one with `ray start --head`, or use --on ray."
+        ) from None
+
+
+def run_all(grid: Grid, place: Place, say: Callable[[str], None]) -> None:
+    """Train every cell that is not finished, as many at a time as the cluster's CPUs and GPUs allow.
+
+    Raises:
+        MachineError: what would fail every cell; the tasks that still wait are cancelled.
+    """
+    import ray
+
+    config = noise.settled(grid.config(grid.cells[0]))
+    share = {"num_cpus": config.threads, "num_gpus": 1 if device_of(config.device).type == "cuda" else 0}
+    start_task = ray.remote(**share, max_retries=0)(_pretrain)
+    cell_task = ray.remote(**share, max_retries=0)(_cell)
+    starts: dict[Any, Any] = {}
+    waiting: dict[Any, Cell] = {}
+    shared = ray.put((grid, place))
+    for cell in grid.cells:
+        if (place.cell(cell) / "metrics.json").is_file():
+            continue
+        folder = place.start(cell)
+        if folder is not None and folder not in starts:
+            starts[folder] = start_task.remote(shared, cell)
+        waiting[cell_task.remote(shared, cell, starts.get(folder))] = cell
+    count, total = 0, len(waiting)
+    while waiting:
+        (done,), _ = ray.wait(list(waiting), num_returns=1)
+        cell, count = waiting.pop(done), count + 1
+        try:
+            told = ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            for task in waiting:
+                ray.cancel(task)
+            raise error.cause if isinstance(error.cause, MachineError) else error from None
+        except ray.exceptions.RayError as error:  # a worker that died takes its cell along, not the others
+            told = noise.failed(place, cell, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        say(f"[{count}/{total}] {cell.name}: {told}")
+
+
+def _pretrain(shared: tuple[Grid, Place], cell: Cell) -> None:
+    """The pretraining run of a cell; what goes wrong is said by the cells that need it, which try again."""
+    grid, place = shared
+    config = noise.settled(grid.config(cell, folder := place.start(cell)))
+    assert folder is not None
+    try:
+        noise.stage(pretrain, config, noise.opened(config).unlabelled(), folder)
+    except MachineError:
+        raise
+    except Exception:  # noqa: S110
+        pass
+
+
+def _cell(shared: tuple[Grid, Place], cell: Cell, begun: None) -> str:
+    grid, place = shared
+    samples = noise.opened(noise.settled(grid.config(cell, place.start(cell))))
+    return noise.run_cell(grid, place, cell, samples)
