@@ -120,5 +120,6 @@ def warning(rate: float | None, labels: str) -> str | None:
     known = "an unknown share" if rate is None else f"{100 * rate:.0f} %"
     return (
         f"temperature and threshold were fitted on validation labels of which {known} are wrong: "
-        "confidence is understated and the threshold too strict. Fit them on re-read labels before you rely on them."
+        "confidence is understated and the threshold too strict. "
+        "Fit them on re-read labels before you rely on them."
     )
