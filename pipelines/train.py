@@ -84,7 +84,7 @@ def train(
 
     given = Given(
         count=len(samples), train=samples.where("train"), classes=len(samples.classes), labels=labels,
-        another=another,
+        epochs=stage.epochs, another=another,
     )  # fmt: skip
     state = prepare(build_objective(stage.objective, network, stage.options, given), stage, device)
     resumed = run.restore(state)
@@ -92,7 +92,7 @@ def train(
     loader = open_loader(
         samples,
         samples.where("train"),
-        stage_views(config, "train"),
+        stage_views(config, "train") * state.objective.copies,
         batch=stage.batch,
         seed=config.seed,
         device=device,
@@ -125,9 +125,10 @@ def train(
                 if "best" in state.facts:  # only now: a kill before the save starts from the old best
                     kept.drop_all_but(state.facts["best"]["epoch"])
 
-            def predict(indices: np.ndarray) -> np.ndarray:
+            def predict(indices: np.ndarray, module: torch.nn.Module | None = None) -> np.ndarray:
                 with evaluation_images(samples, indices, *geometry) as images:
-                    return logits_of(state.trained().classifier(), images, device)  # type: ignore[operator]
+                    asked = module or state.trained().classifier()  # type: ignore[operator]
+                    return logits_of(asked, images, device)
 
             for epoch in fit(
                 state, loader, stage, device=device, predict=predict, log=run.log, save=save, stopped=stopped

@@ -14,12 +14,13 @@ spec.loader.exec_module(resuming)
 QUICK = {
     "forward": ["train.forward.warmup=1"],
     "coteaching": ["train.coteaching.warmup=1", "train.coteaching.ramp=1"],
+    "dividemix": ["train.dividemix.warmup=1"],
 }
 STOPS = (4, 9)
 """Checkpoints, one a step and one more after each epoch of six steps: in the first epoch and the second."""
 
 
-KEEPS_STATE = ("elr", "forward", "coteaching")
+KEEPS_STATE = ("elr", "forward", "coteaching", "dividemix")
 """Objectives with a memory of their own; the others differ from each other in a formula only."""
 
 

@@ -114,7 +114,9 @@ def train(
     noise: Noise = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward or coteaching."),
+        typer.Option(
+            help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward, sop, coteaching, dividemix."
+        ),
     ] = None,
     val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
     weights: Weights = None,

@@ -7,6 +7,7 @@ from typing import Any
 from noisyssl.losses import LOSSES
 from noisyssl.objective import Given, Objective
 from noisyssl.objectives.coteaching import CoTeaching
+from noisyssl.objectives.dividemix import DivideMix
 from noisyssl.objectives.mixup import MixUp
 from noisyssl.objectives.supervised import Supervised
 
@@ -14,6 +15,7 @@ OBJECTIVES: dict[str, tuple[Callable[..., Objective], type]] = {
     **{name: (partial(Supervised, loss=loss), loss.Config) for name, loss in LOSSES.items()},
     "mixup": (MixUp, MixUp.Config),
     "coteaching": (CoTeaching, CoTeaching.Config),
+    "dividemix": (DivideMix, DivideMix.Config),
 }
 """name: (maker of the objective from a classifier, its config and what is given, the config's class)."""
 

@@ -98,6 +98,9 @@ class CoTeaching(Objective):
         told = self.config.rate != "auto"
         return {"noise_rate": float(self.rate), "error": None if told else float(self.error), "oracle": told}
 
+    def apart(self) -> tuple[nn.Module, ...]:
+        return self.network, self.other
+
     def classifier(self) -> nn.Module:
         """The module that is evaluated and exported."""
         return self.network
