@@ -197,7 +197,7 @@ def test_two_networks_are_clipped_apart():
     state = prepare(Two(), stage, CPU)
     before = [p.detach().clone() for p in state.objective.parameters()]
     terms, ok = stepping.step(state, [batch_of()], 0.1, stage, CPU, torch.float32)
-    moved = [float(b - p) for b, p in zip(before, state.objective.parameters(), strict=True)]
+    moved = [float(b - p.detach()) for b, p in zip(before, state.objective.parameters(), strict=True)]
     assert moved == pytest.approx([0.1, 0.03], rel=1e-4)
     assert float(terms["grad_norm"]) == pytest.approx(30.0015, rel=1e-4)
     assert ok

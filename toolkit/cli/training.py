@@ -115,7 +115,8 @@ def train(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward, sop, coteaching, dividemix."
+            help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward, sop, "
+            "coteaching or dividemix."
         ),
     ] = None,
     val_labels: Annotated[str | None, typer.Option(help="Labels that choose BEST: noisy or clean.")] = None,
