@@ -40,8 +40,7 @@ def step(
     found = [p.grad for p in state.objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(found, foreach=True)
     if stage.clip:
-        parameters = list(state.objective.parameters())
-        torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip, norm, foreach=True)
+        clip(state.objective.apart(), stage.clip, norm)
     ok = totals["loss"].isfinite() & norm.isfinite()
     if scaler.is_enabled():
         scaler.step(optimizer)  # skips by itself where a gradient overflowed fp16
@@ -50,6 +49,15 @@ def step(
         update(optimizer, ok)
     optimizer.zero_grad(set_to_none=True)
     return totals | {"grad_norm": norm}, ok
+
+
+def clip(networks: tuple[torch.nn.Module, ...], largest: float, norm: Tensor) -> None:
+    """Shorten the gradient of each network to `largest`; `norm` is that of all of them together."""
+    for network in networks:
+        parameters = [p for p in network.parameters() if p.grad is not None]
+        if len(networks) > 1:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm, foreach=True)
 
 
 def gradients(

@@ -86,7 +86,7 @@ def train(
 
     given = Given(
         count=len(samples), train=samples.where("train"), classes=len(samples.classes), labels=labels,
-        another=another,
+        epochs=stage.epochs, another=another,
     )  # fmt: skip
     objective = build_objective(stage.objective, network, stage.options, given)
     held = head_epochs(stage.tune, stage.epochs)
@@ -98,7 +98,7 @@ def train(
     loader = open_loader(
         samples,
         samples.where("train"),
-        stage_views(config, "train"),
+        stage_views(config, "train") * state.objective.copies,
         batch=stage.batch,
         seed=config.seed,
         device=device,
@@ -133,8 +133,9 @@ def train(
                 if taken := choices.epochs():  # only now: a kill before the save starts from the old best
                     kept.drop_all_but(taken.values())
 
-            def predict(indices: np.ndarray) -> np.ndarray:
-                return looks.logits(state.trained().classifier(), indices, device)  # type: ignore[operator]
+            def predict(indices: np.ndarray, module: torch.nn.Module | None = None) -> np.ndarray:
+                asked = module or state.trained().classifier()  # type: ignore[operator]
+                return looks.logits(asked, indices, device)
 
             for epoch in fit(
                 state, loader, stage, device=device, predict=predict, log=run.log, save=save, stopped=stopped

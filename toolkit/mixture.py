@@ -32,5 +32,10 @@ def clean_probability(losses: np.ndarray) -> np.ndarray:
 
 def noise_rate(losses: np.ndarray) -> tuple[float, float]:
     """Estimated share of wrong labels, the mean posterior of the other component, and its standard error."""
-    wrong = 1 - clean_probability(losses)
+    return rate_of(clean_probability(losses))
+
+
+def rate_of(clean: np.ndarray) -> tuple[float, float]:
+    """`noise_rate` from the (N,) probabilities that labels are right."""
+    wrong = 1 - clean
     return float(wrong.mean()), float(wrong.std() / np.sqrt(len(wrong)))

@@ -16,7 +16,7 @@ def twin(network: Network) -> Network:
 
 
 @torch.no_grad()
-def follow(slow: nn.Module, network: nn.Module, momentum: float, ok: Tensor) -> None:
+def follow(slow: nn.Module, network: nn.Module, momentum: float | Tensor, ok: Tensor) -> None:
     """Parameters of `slow` <- momentum * theirs + (1 - momentum) * `network`'s, where `ok`.
 
     Buffers stay: the slow network's BatchNorms see their own batches. `ok` is () bool on the device and

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from noisyssl.batch import Batch, Terms
 
-Predict = Callable[[np.ndarray], np.ndarray]
-"""Indices (M,) int64 -> evaluation-view logits (M, K) float32 of the module being trained."""
+
+class Predict(Protocol):
+    """What a network says of the evaluation views of some samples."""
+
+    def __call__(self, indices: np.ndarray, module: nn.Module | None = None) -> np.ndarray:
+        """(M, K) float32 logits of the samples with these (M,) int64 indices.
+
+        Args:
+            module: of this one, which takes (B, 3, H, W) bytes, instead of the one that is evaluated.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +33,14 @@ class Given:
     classes: int
     labels: np.ndarray | None = None
     """(N,) int64 given labels, -1 for none."""
+    epochs: int | None = None
+    """Of the whole training."""
     another: Callable[[], nn.Module] | None = None
     """A second classifier that starts like the first, with random weights of its own."""
+
+    def at_most_a_third(self, epochs: int) -> int:
+        """`epochs`, or a third of a training that is too short for so many; at least one."""
+        return epochs if self.epochs is None else max(1, min(epochs, self.epochs // 3))
 
 
 class Objective(nn.Module):
@@ -36,6 +51,9 @@ class Objective(nn.Module):
 
     With shares, the running statistics that are kept are those of the first process.
     """
+
+    copies: ClassVar[int] = 1
+    """Random views of each sample that fine-tuning hands out; methods name theirs by `views`."""
 
     divisible: ClassVar[bool] = False
     """Whether the loss is a mean over samples, so that parts of a batch can be taken one after the other."""
@@ -55,6 +73,10 @@ class Objective(nn.Module):
             ok: () bool on the device; False when the step was skipped, and then nothing may move
                 (weigh the change with it: reading it on the host would wait for the GPU).
         """
+
+    def apart(self) -> tuple[nn.Module, ...]:
+        """The networks whose gradients are clipped each by its own norm; they hold all parameters."""
+        return (self,)
 
     def facts(self) -> dict[str, Any]:
         """JSON values about the training for `metrics.json`: what was estimated, what was told."""

@@ -175,3 +175,29 @@ def test_whatever_says_that_it_splits_is_a_mean_over_samples(name):
 def test_methods_that_compare_samples_do_not_split():
     kept = {name for name, kind in METHODS.items() if not kind.divisible}
     assert kept == {"simclr", "moco2", "moco3", "byol", "simsiam", "barlow", "vicreg", "dino"}
+
+
+class Two(Objective):
+    """Two networks whose gradients have the lengths 30 and 0.3."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+
+    def forward(self, batch):
+        return {"loss": 30 * self.first.weight.sum() + 0.3 * self.second.weight.sum()}
+
+    def apart(self):
+        return self.first, self.second
+
+
+def test_two_networks_are_clipped_apart():
+    """Together, the steep one would shorten the other one's step to a hundredth."""
+    stage = replace(STAGE, optimizer="sgd", momentum=0.0, weight_decay=0.0, clip=1.0)
+    state = prepare(Two(), stage, CPU)
+    before = [p.detach().clone() for p in state.objective.parameters()]
+    terms, ok = stepping.step(state, [batch_of()], 0.1, stage, CPU, torch.float32)
+    moved = [float(b - p.detach()) for b, p in zip(before, state.objective.parameters(), strict=True)]
+    assert moved == pytest.approx([0.1, 0.03], rel=1e-4)
+    assert float(terms["grad_norm"]) == pytest.approx(30.0015, rel=1e-4)
+    assert ok

@@ -36,7 +36,7 @@ def two(tmp_path_factory) -> Path:
     for i in range(10):
         Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(folder / "images" / f"{i}.png")
     (folder / "images" / f"{BROKEN}.png").write_bytes(b"no image")
-    ask(folder, 2, "methods", "training", "stopping", "poisoned", "dropping", "messages")
+    ask(folder, 2, "methods", "training", "stopping", "poisoned", "dropping", "messages", "memories")
     return folder
 
 
@@ -123,6 +123,15 @@ def test_a_file_that_breaks_for_one_process_is_dropped_by_all(two):
             len(first) == len(second)
             for first, second in zip(*(o["seen"][epoch] for o in answer), strict=True)
         )
+
+
+def test_each_process_remembers_every_sample(two):
+    """Memories by row of `samples.csv` are those of one process, whichever saw the sample last."""
+    alone = together.memories()
+    assert sorted(alone) == ["elr.targets", "sop.u", "sop.v"]
+    for answer in answers(two, "memories"):
+        for name, value in alone.items():
+            torch.testing.assert_close(torch.tensor(answer[name]), torch.tensor(value), rtol=1e-5, atol=0)
 
 
 def test_messages_arrive_whole_and_in_order(two):

@@ -18,12 +18,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from noisyssl import objective as contract
 from noisyssl.backbones import build_backbone
 from noisyssl.batch import Batch
 from noisyssl.checkpoint import digest
 from noisyssl.config import PretrainConfig
 from noisyssl.distributed import exchange, gather, rank, world
 from noisyssl.errors import NoisySSLError
+from noisyssl.losses import LOSSES
 from noisyssl.methods import METHODS
 from noisyssl.objective import Objective
 from noisyssl.pipelines import launch
@@ -274,7 +276,22 @@ def resuming(folder):
     return {"from": step, "to": whole.step, "same": all(torch.equal(ours[k], v) for k, v in theirs.items())}
 
 
-QUESTIONS = (methods, training, stopping, poisoned, dropping, messages, compiling, resuming)
+def memories(folder=None):
+    """What ELR and SOP remember after two batches of logits, each process seeing its part."""
+    given, out = contract.Given(count=20, train=np.arange(20), classes=3), {}
+    for name in ("elr", "sop"):
+        torch.manual_seed(0)
+        loss = LOSSES[name](LOSSES[name].Config(), given)
+        for first in (0, 5):
+            index = torch.arange(first, first + COUNT).flip(0)
+            each = COUNT // world()
+            mine = slice(rank() * each, (rank() + 1) * each)
+            loss(torch.randn(COUNT, 3)[mine], (index % 3)[mine], index[mine])
+        out |= {f"{name}.{key}": value.tolist() for key, value in loss.state_dict().items()}
+    return out
+
+
+QUESTIONS = (memories, methods, training, stopping, poisoned, dropping, messages, compiling, resuming)
 
 
 def main(folder: Path, asked: list[str]) -> None:

@@ -16,10 +16,11 @@ def build(name, classes=5, **settings):
     given = Given(count=64, train=np.arange(32), classes=classes)
     loss = LOSSES[name](LOSSES[name].Config(**settings), given).eval()
     generator = torch.Generator().manual_seed(1)
-    for buffer in ("targets", "transition"):
+    for buffer in ("targets", "transition", "u", "v"):
         if hasattr(loss, buffer):
             random = torch.rand(getattr(loss, buffer).shape, generator=generator)
-            getattr(loss, buffer).copy_(random / random.sum(1, keepdim=True))
+            whole = random.sum(1, keepdim=True) if buffer in ("targets", "transition") else 1
+            getattr(loss, buffer).copy_(random / whole)
     return loss
 
 
@@ -84,9 +85,20 @@ def naive_forward(logits, label):
     return total / len(label)
 
 
+def naive_sop(logits, label):
+    loss, total = build("sop"), 0.0
+    for i, (p, y) in enumerate(zip(probabilities(logits), label.tolist(), strict=True)):
+        added, hard = float(loss.u[i, 0]) ** 2, max(range(len(p)), key=lambda k, p=p: p[k])
+        s = [added if k == y else -(float(loss.v[i, k]) ** 2) for k in range(len(p))]
+        corrected = [max(p[k] + s[k], 1e-4) for k in range(len(p))]
+        total -= math.log(corrected[y] / sum(corrected))
+        total += sum(((k == hard) + s[k] - (k == y)) ** 2 for k in range(len(p)))
+    return total / len(label)
+
+
 NAIVE = {
     "ce": naive_ce, "gce": naive_gce, "smoothing": naive_smoothing, "sce": naive_sce, "elr": naive_elr,
-    "forward": naive_forward,
+    "forward": naive_forward, "sop": naive_sop,
 }  # fmt: skip
 
 

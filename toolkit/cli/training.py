@@ -114,7 +114,10 @@ def train(
     noise: Noise = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward or coteaching."),
+        typer.Option(
+            help="What is minimised: ce, smoothing, mixup, gce, sce, elr, forward, sop, "
+            "coteaching or dividemix."
+        ),
     ] = None,
     tune: Annotated[
         str | None,

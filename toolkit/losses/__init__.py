@@ -7,6 +7,7 @@ from noisyssl.losses.forward import ForwardCorrection
 from noisyssl.losses.gce import GeneralizedCrossEntropy
 from noisyssl.losses.sce import SymmetricCrossEntropy
 from noisyssl.losses.smoothing import LabelSmoothing
+from noisyssl.losses.sop import SparseOverParameterisation
 
 LOSSES: dict[str, type[Loss]] = {
     "ce": CrossEntropy,
@@ -15,4 +16,5 @@ LOSSES: dict[str, type[Loss]] = {
     "sce": SymmetricCrossEntropy,
     "elr": EarlyLearning,
     "forward": ForwardCorrection,
+    "sop": SparseOverParameterisation,
 }

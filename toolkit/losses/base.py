@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisyssl.distributed import gather
 from noisyssl.objective import Given, Predict
 
 
@@ -37,3 +38,16 @@ class Loss(nn.Module):
 
     def before_epoch(self, predict: Predict) -> None:
         """Called at the start of each epoch; see `Objective.before_epoch`."""
+
+    def facts(self) -> dict[str, Any]:
+        """See `Objective.facts`."""
+        return {}
+
+
+@torch.no_grad()
+def remember(memory: Tensor, index: Tensor, value: Tensor) -> None:
+    """Write the (B, ...) values of these samples into the (N, ...) memory: those of all processes.
+
+    Each process then remembers every sample, whichever of them sees it next.
+    """
+    memory[gather(index)] = gather(value)

@@ -26,7 +26,7 @@ class ForwardCorrection(Loss):
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         warmup: int = 5
-        """Epochs of plain cross entropy before the matrix is estimated."""
+        """Epochs of cross entropy before the matrix is estimated; at most a third of the training."""
         percentile: float = 97.0
         """Of a class's probability over the training images: where its row of the matrix is read."""
 
@@ -36,12 +36,12 @@ class ForwardCorrection(Loss):
 
     def __init__(self, config: Config, given: Given) -> None:
         super().__init__(config, given)
-        self.train_rows = given.train
+        self.train_rows, self.warmup = given.train, given.at_most_a_third(config.warmup)
         self.register_buffer("transition", torch.eye(given.classes))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
 
     def before_epoch(self, predict: Predict) -> None:
-        if int(self.epochs) == self.config.warmup:
+        if int(self.epochs) == self.warmup:
             logits = torch.from_numpy(predict(self.train_rows)).double()
             found = estimate(logits.softmax(1).numpy(), self.config.percentile)
             self.transition.copy_(torch.from_numpy(found))

@@ -32,7 +32,10 @@ class CoTeaching(Objective):
         rate: str = "auto"
         """Share of wrong labels: auto estimates it, a number in [0, 1) is knowledge that reality lacks."""
         warmup: int = 5
-        """Epochs before the rate is estimated, on all samples; without auto there are none."""
+        """Epochs before the rate is estimated, on all samples; without auto there are none.
+
+        At most a third of the training, like `ramp`.
+        """
         ramp: int = 10
         """Epochs over which the forgotten share rises to the rate (T_k)."""
 
@@ -51,6 +54,7 @@ class CoTeaching(Objective):
         assert given.another is not None
         self.network, self.other = network, given.another()
         self.config, self.given = config, given
+        self.warmup, self.ramp = given.at_most_a_third(config.warmup), given.at_most_a_third(config.ramp)
         told = 0.0 if config.rate == "auto" else float(config.rate)
         self.register_buffer("rate", torch.tensor(told, dtype=torch.float64))
         self.register_buffer("error", torch.zeros((), dtype=torch.float64))
@@ -73,7 +77,7 @@ class CoTeaching(Objective):
         return {"loss": loss, "agreement": agreement, "networks_differ": apart}
 
     def before_epoch(self, predict: Predict) -> None:
-        if self.config.rate == "auto" and int(self.epochs) == self.config.warmup:
+        if self.config.rate == "auto" and int(self.epochs) == self.warmup:
             assert self.given.labels is not None
             labels = self.given.labels[self.given.train]
             known = labels >= 0
@@ -89,14 +93,17 @@ class CoTeaching(Objective):
         if self._forgotten is None:
             begun = max(0, int(self.epochs) - 1)  # epochs that are over
             if self.config.rate == "auto":
-                begun -= self.config.warmup
-            self._forgotten = float(self.rate) * min(max(begun, 0) / self.config.ramp, 1.0)
+                begun -= self.warmup
+            self._forgotten = float(self.rate) * min(max(begun, 0) / self.ramp, 1.0)
         return self._forgotten
 
     def facts(self) -> dict[str, Any]:
         """The noise rate, its standard error if it was estimated, whether it was told (oracle knowledge)."""
         told = self.config.rate != "auto"
         return {"noise_rate": float(self.rate), "error": None if told else float(self.error), "oracle": told}
+
+    def apart(self) -> tuple[nn.Module, ...]:
+        return self.network, self.other
 
     def classifier(self) -> nn.Module:
         """The module that is evaluated and exported."""

@@ -7,12 +7,12 @@ first one did.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from noisyssl.batch import Batch, Terms
+from noisyssl.blending import beta_quantiles, blended, partners
 from noisyssl.classifier import Classifier
 from noisyssl.config import require
 from noisyssl.objective import Given, Objective
@@ -20,8 +20,6 @@ from noisyssl.philox import uniform
 
 STREAM = 1
 """Of a sample's key; streams from 65,536 on belong to the loader."""
-STEPS = 1024
-"""Places at which the inverse of the Beta distribution is tabulated."""
 
 
 class MixUp(Objective):
@@ -38,21 +36,14 @@ class MixUp(Objective):
             require(self.alpha > 0, "train.mixup.alpha", self.alpha, "above 0")
 
     def __init__(self, network: Classifier, config: Config, given: Given) -> None:
-        from scipy.stats import beta  # comes with scikit-learn
-
         super().__init__()
         self.network = network
-        places = np.linspace(0, 1, STEPS + 1)
-        self.register_buffer(
-            "quantiles", torch.from_numpy(beta.ppf(places, config.alpha, config.alpha)).float()
-        )
+        self.register_buffer("quantiles", beta_quantiles(config.alpha))
 
     def forward(self, batch: Batch) -> Terms:
         assert batch.label is not None
         share, partner = self.draw(batch.key)
-        images = batch.views[0].float()
-        wide = share[:, None, None, None]
-        logits = self.network(wide * images + (1 - wide) * images[partner])
+        logits = self.network(blended(batch.views[0].float(), share, partner))
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             own = cross_entropy(logits, batch.label, reduction="none")
@@ -63,15 +54,8 @@ class MixUp(Objective):
         return {"loss": loss, "agreement": agreement}
 
     def draw(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) share of each sample's own image, and (B,) the place of the one that it is blended with.
-
-        Partners are the batch in the order of a random number of each: every image is one's partner.
-        """
-        numbers = uniform(key, STREAM, 2)
-        at = numbers[:, 0] * STEPS
-        low = at.long().clamp(max=STEPS - 1)
-        share = torch.lerp(self.quantiles[low], self.quantiles[low + 1], at - low)
-        return share, numbers[:, 1].argsort(stable=True)
+        """(B,) share of each sample's own image, and (B,) the place of its partner."""
+        return partners(uniform(key, STREAM, 2), self.quantiles)
 
     def classifier(self) -> Classifier:
         """The module that is evaluated and exported."""

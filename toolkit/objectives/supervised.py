@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from noisyssl.batch import Batch, Terms
 from noisyssl.classifier import Classifier
@@ -31,6 +32,9 @@ class Supervised(Objective):
     def before_epoch(self, predict: Predict) -> None:
         self.loss.before_epoch(predict)
 
-    def classifier(self) -> Classifier:
+    def facts(self) -> dict[str, Any]:
+        return self.loss.facts()
+
+    def classifier(self) -> nn.Module:
         """The module that is evaluated and exported."""
         return self.network
