@@ -5,8 +5,10 @@ between its processes with pickle: connect to clusters you trust only.
 """
 
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from noisyssl.benchmarks import noise
 from noisyssl.benchmarks.noise import Place
@@ -15,7 +17,7 @@ from noisyssl.errors import ConfigError, MachineError
 from noisyssl.pipelines import pretrain
 from noisyssl.pipelines.setup import device_of
 
-WAIT = 20
+WAIT = 5
 """Seconds that a cluster has to answer."""
 
 
@@ -35,6 +37,9 @@ def connect(on: str) -> None:
     except ImportError:
         raise MachineError("package 'ray' is missing; run `pip install 'noisyssl[ray]'`.") from None
     try:
+        if on != "ray":  # Ray itself would try for half a minute
+            at = urlsplit(on)
+            socket.create_connection((at.hostname or "127.0.0.1", at.port or 10001), WAIT).close()
         if on == "ray":
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
         else:

@@ -1,10 +1,9 @@
 """What a data source says: which images, and for each its label, split and group. No image is opened here."""
 
-import os
 import posixpath
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.images import SUFFIXES
 from noisyssl.pipelines.tables import header_of, line_of, read_table, some
+from noisyssl.pipelines.walk import images_below
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder and column names of splits, in any case."""
@@ -74,7 +74,7 @@ def read_folder(folder: Path) -> Listing:
     The class is the first folder level, searched recursively. A folder below that is a group.
     """
     ignored: Counter[str] = Counter()
-    files = sorted(_images(str(folder), "", ignored))
+    files = sorted(images_below(str(folder), "", ignored))
     if not files:
         raise DataError(f"{folder} holds no images; supported suffixes are {', '.join(sorted(SUFFIXES))}.")
     parts = [file.split("/") for file in files]
@@ -110,26 +110,6 @@ def read_folder(folder: Path) -> Listing:
         note = f"Sub-folders of the classes were taken as {len(set(groups) - {''}):,} groups."
         listing = replace(listing, groups=groups, notes=(*listing.notes, note))
     return replace(listing, labels=[names[0] for names in parts])
-
-
-def _images(folder: str, prefix: str, ignored: Counter[str], above: tuple[str, ...] = ()) -> Iterable[str]:
-    """Relative paths of everything below `folder` that is named like an image, hidden names left out."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
-    if (here := os.path.realpath(folder)) in above:
-        raise DataError(f"{folder} leads back, by a link, to a folder above it; remove the link.")
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            continue
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in SUFFIXES:  # a folder named like an image too: the scan says what is wrong with it
-            yield prefix + entry.name
-        elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link may name itself
-            yield from _images(entry.path, f"{prefix}{entry.name}/", ignored, (*above, here))
-        else:
-            ignored[suffix or "without suffix"] += 1
 
 
 def read_csv(path: Path) -> Listing:

@@ -214,3 +214,27 @@ def test_npz_that_is_no_npz(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\3\4 and then nothing")
     with pytest.raises(DataError, match=r"not a readable \.npz file"):
         read_source(tmp_path / "x.npz")
+
+
+def test_masks_beside_images_are_left_out_and_counted(tmp_path):
+    """COVID-QU-Ex as downloaded: Train/COVID-19/images and Train/COVID-19/lung masks."""
+    for split in ("Train", "Val", "Test"):
+        for kind in ("COVID-19", "Normal"):
+            for folder in ("images", "lung masks"):
+                place = tmp_path / split / kind / folder
+                place.mkdir(parents=True)
+                (place / f"{kind}_{split}.png").touch()
+    listing = read_source(tmp_path)
+    assert len(listing.paths) == 6
+    assert all("/images/" in path for path in listing.paths)
+    assert set(listing.labels) == {"COVID-19", "Normal"}
+    assert set(listing.splits) == {"train", "val", "test"}
+    assert listing.groups is None
+    assert any("6 other files were ignored (6 masks)" in note for note in listing.notes)
+
+
+def test_a_class_called_mask_is_a_class(tmp_path):
+    for kind in ("mask", "no mask"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "a.png").touch()
+    assert set(read_source(tmp_path).labels) == {"mask", "no mask"}
