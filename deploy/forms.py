@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from noisyssl.deploy import parity, quantize, ranges, to_fp16
-from noisyssl.deploy.bundle import FORMS, ONNX, save
+from noisyssl.deploy import bundle, parity, quantize, ranges, to_fp16
+from noisyssl.deploy.bundle import FORMS, ONNX
 from noisyssl.deploy.gates import Gates, compare, fp16_faults, int8_faults
 from noisyssl.errors import ExportError
 from noisyssl.evaluation import softmax
@@ -83,7 +83,7 @@ def _fp16(
 
     model, islands = to_fp16.convert(onnx.load(source), calibrated, gates.fp16_range)
     halves = to_fp16.halves(model)
-    save(path, model.SerializeToString(deterministic=True))
+    bundle.save(path, model.SerializeToString(deterministic=True))
     largest = max((value for name, value in tested.items() if name in halves), default=0.0)
     return {"float32_islands": islands, "largest_activation": largest}
 

@@ -9,7 +9,7 @@ keeps their order.
 from pathlib import Path
 from typing import Any
 
-from noisyssl.deploy.bundle import save
+from noisyssl.deploy import bundle
 from noisyssl.deploy.graphs import head_of
 from noisyssl.deploy.ranges import quiet
 from noisyssl.deploy.to_fp16 import narrowed
@@ -67,4 +67,4 @@ def quantise(onnx_path: Path, out: Path, form: str, ranges: Any, *, reduced: boo
                 if node.op_type in ("Gemm", "MatMul") and not integers.intersection(node.input)
             },
         )  # fmt: skip
-    save(out, quantised.SerializeToString(deterministic=True))
+    bundle.save(out, quantised.SerializeToString(deterministic=True))
