@@ -1,7 +1,8 @@
 """Question "inference": images a second and latency of one classifier, by runtime and batch size.
 
 All runtimes of one batch size take turns in one process with the same number of threads. Model alone on
-bytes in memory, and from encoded file to label as `predict` does it.
+bytes in memory, from encoded file to label as `predict` does it, and the precisions of ONNX Runtime on the
+CPU beside the accuracy that their gates measured.
 """
 
 import tempfile
@@ -18,22 +19,27 @@ from noisyssl.benchmarks.loading import jpegs
 from noisyssl.benchmarks.measure import interleaved, rate, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import Classifier, build_classifier
-from noisyssl.deploy.bundle import Manifest, read
+from noisyssl.deploy.bundle import FORMS, PRECISIONS, Manifest, read
 from noisyssl.deploy.export import export_bundle
+from noisyssl.deploy.gates import Gates
 from noisyssl.deploy.predict import predict
 from noisyssl.deploy.runtime import open_runtime
 from noisyssl.errors import MachineError
+from noisyssl.machine import int8_saturates
 
 BATCHES = (1, 8, 32)
+GOALS = {True: 2.0, False: 1.2}
+"""INT8 / FP32 images a second that are wanted of a CPU with VNNI (or its like), and without."""
 Side = Callable[[np.ndarray], Any]
 
 
 def measure(
     bundle: Path | None = None, backbone: str = "resnet18", size: int = 224, threads: int = 2, runs: int = 15
 ) -> Iterator[Record]:
-    """One record per batch size, one from file to label.
+    """One record per batch size, one from file to label, one of the precisions of the bundle at batch 8.
 
-    Without a bundle, a classifier with random weights is exported first: speed does not depend on them.
+    Without a bundle, a classifier with random weights is exported first: speed does not depend on them, and
+    no accuracy is stated.
     """
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # ONNX Runtime computes in float32 as well: see deploy.run_onnx
@@ -46,10 +52,12 @@ def measure(
         for batch in BATCHES:
             yield alone(manifest, sides, batch, threads, runs * max(1, 32 // batch // 3))
         yield from_files(bundle, manifest, Path(folder) / "images", threads)
+        if len(manifest.precisions) > 1:
+            yield precisions(bundle, manifest, threads, runs, stack)
 
 
 def random_bundle(out: Path, backbone: str, size: int) -> None:
-    """A bundle of an untrained classifier with nine classes."""
+    """A bundle of an untrained classifier with nine classes, in all precisions, whatever they change."""
     torch.manual_seed(0)
     images = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), dtype=np.uint8)
     export_bundle(
@@ -57,6 +65,8 @@ def random_bundle(out: Path, backbone: str, size: int) -> None:
         architecture={"backbone": backbone, "stem": "plain"}, size=size, fit="crop",
         images=lambda: [images],
         figures={}, training={}, checkpoint={"which": "random", "epoch": 0}, tensorrt=None,
+        precisions=PRECISIONS, calibration=lambda: [images], reduced=int8_saturates(),
+        gates=Gates(fp16_flips=1, int8_agreement=0, int8_auroc_drop=1),
     )  # fmt: skip
 
 
@@ -148,6 +158,43 @@ def from_files(
         figures=figures | {"share of the model's speed": share.median},
         n=runs,
         spread={"share of the model's speed": share},
+    )
+
+
+def precisions(
+    bundle: Path, manifest: Manifest, threads: int, runs: int, stack: ExitStack, batch: int = 8
+) -> Record:
+    """FP32, FP16 and INT8 in ONNX Runtime on this CPU, taking turns, with what each one's gate measured."""
+    forms = {"fp32": "fp32", "fp16": "fp16", "int8-cpu": "int8"}
+    there = {form: word for form, word in forms.items() if FORMS[form] in manifest.files}
+    sides = {
+        form: stack.enter_context(open_runtime(bundle, "onnx", "cpu", threads, word)).logits
+        for form, word in there.items()
+    }
+    size = manifest.geometry.size
+    images = np.random.default_rng(1).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    seconds = interleaved({form: partial(side, images) for form, side in sides.items()}, warm=3, runs=runs)
+    gated = ("agreement", "balanced_accuracy", "macro_auroc", "calibration_error")
+    exact = not int8_saturates()
+    return record(
+        "inference",
+        settings={
+            **_settings(manifest, batch, threads, "precisions, ONNX Runtime"),
+            "device": "cpu",
+            "VNNI or its like": exact,
+            "goal of INT8 / FP32": GOALS[exact],
+            "test images": manifest.precisions["fp32"]["n"],
+        },
+        figures={
+            form: {
+                "images/s": rate(batch, values).median,
+                "times FP32": ratio(seconds["fp32"], values).median,
+                **{name: manifest.precisions[form][name] for name in gated},
+            }
+            for form, values in seconds.items()
+        },
+        n=runs,
+        spread={f"{form}.times FP32": ratio(seconds["fp32"], values) for form, values in seconds.items()},
     )
 
 

@@ -93,6 +93,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "features": generic,
     "step": generic,
     "inference": generic,
+    "engines": generic,
     "scan": generic,
     "kill": generic,
     "scaling": generic,

@@ -14,19 +14,27 @@ import math
 import os
 import re
 import stat
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from noisyssl.deploy.typed_json import built, short
 from noisyssl.errors import BundleError, ConfigError
 from noisyssl.images import FITS
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 ONNX = "model.onnx"
+FORMS = {
+    "fp32": ONNX,
+    "fp16": "model.fp16.onnx",
+    "int8-cpu": "model.int8-cpu.onnx",
+    "int8-trt": "model.int8-trt.onnx",
+}
+"""ONNX file of each form of the classifier. INT8 has two: each is slow or refused where the other belongs."""
+PRECISIONS = ("fp32", "fp16", "int8")
 WEIGHTS = "model.safetensors"
 NAME = re.compile(r"(engines/)?[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -84,6 +92,9 @@ class Manifest:
     """SHA-256 of every other file, by name."""
     created: str
     """UTC, ISO 8601."""
+    precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By form (a key of FORMS) its figures on the test set, whether it passed its gate, or why it was left
+    out: see `forms.write`. Empty in bundles of noisyssl 0.1."""
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -130,6 +141,23 @@ def content(folder: Path, manifest: Manifest, name: str) -> bytes:
     return data
 
 
+def model_file(folder: Path, manifest: Manifest, form: str) -> str:
+    """The name of the ONNX file of one of FORMS.
+
+    Raises:
+        BundleError: this bundle was exported without it; the message says why.
+    """
+    name = FORMS[form]
+    if name in manifest.files:
+        return name
+    precision = form.partition("-")[0]
+    why = manifest.precisions.get(form, {}).get("why") or "it was not asked for"
+    raise BundleError(
+        f"{folder} has no {name} ({why}). Use --precision fp32, or `noisyssl export RUN NEW_BUNDLE "
+        f"--precision {precision}`."
+    )
+
+
 def parse(folder: Path) -> Manifest:
     """The manifest of `folder` itself, types and names checked, files not.
 
@@ -156,11 +184,11 @@ def parse(folder: Path) -> Manifest:
             f"{path} has schema {schema}; this noisyssl reads 1-{SCHEMA}. Run `pip install -U noisyssl`."
         )
     own = values.pop("sha256", None) if isinstance(values, dict) else None
-    manifest = _build(Manifest, values, str(path))
+    manifest = built(Manifest, values, str(path))
     size, kind = manifest.input.size, (manifest.input.layout, manifest.input.dtype)
     faults = {
         f"schema is {manifest.schema}; it must be 1-{SCHEMA}": not 1 <= manifest.schema <= SCHEMA,
-        f"classes is {_short(manifest.classes)}; it must be 2 or more different names": (
+        f"classes is {short(manifest.classes)}; it must be 2 or more different names": (
             len(manifest.classes) < 2 or len(set(manifest.classes)) < len(manifest.classes)
         ),
         f"input is {size} {kind}; it must be 8-4096 pixels, NHWC uint8": (
@@ -172,10 +200,10 @@ def parse(folder: Path) -> Manifest:
         f"files lacks {ONNX}; every bundle has it": ONNX not in manifest.files,
     }
     for name, digest in manifest.files.items():
-        faults[f"files lists {_short(name)}; only NAME and engines/NAME are allowed"] = not NAME.fullmatch(
+        faults[f"files lists {short(name)}; only NAME and engines/NAME are allowed"] = not NAME.fullmatch(
             name
         )
-        faults[f"files has {_short(digest)} for {name}; it must be a SHA-256"] = not DIGEST.fullmatch(digest)
+        faults[f"files has {short(digest)} for {name}; it must be a SHA-256"] = not DIGEST.fullmatch(digest)
     for fault, found in faults.items():
         if found:
             raise BundleError(f"{path}: {fault}. Do not serve it; export it again.")
@@ -244,31 +272,3 @@ def _same(path: Path, found: str, expected: str) -> None:
             f"{path} has SHA-256 {found[:12]}..., its manifest says {expected[:12]}...; it was altered. "
             "Do not serve it; copy the bundle again."
         )
-
-
-def _build(kind: Any, value: object, where: str) -> Any:
-    """`value` from JSON as `kind`, fields checked by their annotations; unknown fields are ignored."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise BundleError(f"{where} is {_short(value)}; it must be an object. Export the bundle again.")
-        known = {}
-        for item in fields(kind):
-            if item.name in value:
-                known[item.name] = _build(item.type, value[item.name], f"{where}: {item.name}")
-            elif item.default is MISSING:
-                raise BundleError(f"{where} lacks {item.name!r}; every bundle has it. Export it again.")
-        return kind(**known)
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    expected = {int: "a whole number", str: "text", dict: "an object", tuple: "a list"}[origin]
-    if type(value) is not (list if origin is tuple else origin):
-        raise BundleError(f"{where} is {_short(value)}; it must be {expected}. Export the bundle again.")
-    if isinstance(value, list):
-        return tuple(_build(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(value, dict) and inner[1] is not Any:
-        return {key: _build(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,14 +1,7 @@
-"""A bundle from a trained classifier: ONNX, the gate, an engine, weights, the manifest; whole or not at all.
+"""A bundle from a trained classifier: ONNX files that keep their gates, engines, weights, the manifest."""
 
-Everything is written into a hidden folder beside the bundle, and renamed when it is complete and on the disk.
-"""
-
-import os
 import platform
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noisyssl import __version__, machine
-from noisyssl.deploy import bundle, parity, to_onnx, to_tensorrt
-from noisyssl.deploy.bundle import Architecture, Geometry, Input, Manifest
-from noisyssl.errors import ConfigError, MachineError
+from noisyssl.deploy import bundle, engines, forms, parity, to_onnx, to_tensorrt
+from noisyssl.deploy.bundle import PRECISIONS, Architecture, Geometry, Input, Manifest
+from noisyssl.deploy.draft import digests, draft_of, must_be_new
+from noisyssl.deploy.forms import Batches
+from noisyssl.deploy.gates import Gates
+from noisyssl.errors import ConfigError, pick
 
 if TYPE_CHECKING:
     from noisyssl.classifier import Classifier
@@ -33,7 +29,7 @@ def export_bundle(
     classes: Sequence[str],
     size: int,
     fit: str,
-    images: Callable[[], Iterable[np.ndarray]],
+    images: Batches,
     figures: Mapping[str, Any],
     training: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
@@ -41,50 +37,58 @@ def export_bundle(
     profile: to_tensorrt.Profile = (1, 8, 64),
     tolerance: float = 1e-4,
     flavour: str = "auto",
+    precisions: Sequence[str] = ("fp32",),
+    calibration: Batches | None = None,
+    labels: np.ndarray | None = None,
+    gates: Gates | None = None,
+    reduced: bool = False,
 ) -> Manifest:
     """The manifest of the new bundle `out`.
 
-    `images` gives the run's test images in batches of (B, size, size, 3) uint8 each time it is called.
-    `tensorrt` lists compute capabilities ("SM86"), may be empty for the flavour's default, and is None for no
-    engine. `architecture` has `backbone` and `stem`; figures, training and checkpoint are kept as given.
+    `images` gives the run's test images in batches of (B, size, size, 3) uint8 each time it is called, and
+    `calibration` training images in the same way. `labels` are the true classes of the former, -1 where
+    unknown. `tensorrt` lists compute capabilities ("SM86"), may be empty for the flavour's default, and is
+    None for no engine. `architecture` has `backbone` and `stem`; figures, training and checkpoint are kept as
+    given. FP32 is always written; of the other `precisions` those that keep `gates`: the manifest's
+    `precisions` says which, and `forms.faults` puts it into words. `reduced` as in `quantize.quantise`.
 
     Raises:
-        ConfigError: `out` exists, or a setting of the engine is wrong.
-        ExportError: the ONNX file does not compute what the classifier does.
+        ConfigError: `out` exists, or a setting is wrong.
+        ExportError: the FP32 file does not compute what the classifier does.
         MachineError: the disk is full, or a package or the GPU to build for is missing.
     Whatever is raised, nothing is left behind.
     """
-    if os.path.lexists(out):
-        raise ConfigError(f"{out} already exists; give a new folder, bundles are never overwritten.")
-    if all((out.parent / name).is_file() for name in (bundle.MANIFEST, bundle.ONNX)):
-        raise ConfigError(f"{out} lies in a bundle, which is never written into; name a folder outside it.")
+    must_be_new(out)
     if len(classes) != classifier.head.out_features:
         raise ConfigError(
             f"classes has {len(classes)} names; the classifier has {classifier.head.out_features} logits. "
             "Pass the classes of its run."
         )
+    for name in precisions:
+        pick(dict.fromkeys(PRECISIONS), name, "precision")
+    if calibration is None and set(precisions) - {"fp32"}:
+        raise ConfigError(f"precision {','.join(precisions)} needs calibration images; pass training images.")
     tools = {**machine.versions(), "python": platform.python_version()}
     if tensorrt is not None:  # asked first: an engine that cannot be built costs no export
         flavour = to_tensorrt.choose(tensorrt, flavour)
-    out = out.absolute()
-    parents = [folder for folder in out.parents if not folder.exists()]
-    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        draft.mkdir(parents=True)  # not mkdtemp, whose folder only its owner could read
+    with draft_of(out) as draft:
         fields = {
             "classes": list(classes), "geometry": {"size": size, "fit": fit}, "checkpoint": checkpoint,
             "training": training, "version": __version__,
         }  # fmt: skip
         to_onnx.export(classifier, draft / bundle.ONNX, size=size, metadata=bundle.finite(fields))
-        measured = parity.check(classifier, draft / bundle.ONNX, images(), tolerance)
+        measured, reference, fp32 = parity.measure(classifier, draft / bundle.ONNX, images(), tolerance)
+        table = forms.write(
+            draft, forms.forms_of(precisions), reference=reference, fp32=fp32, images=images,
+            calibration=calibration or images, labels=labels, gates=gates or Gates(), tolerance=tolerance,
+            reduced=reduced,
+        )  # fmt: skip
         if tensorrt is not None:
-            (draft / "engines").mkdir()
-            to_tensorrt.build(
-                draft / bundle.ONNX, draft / "engines" / f"model.{flavour}.plan", capabilities=tensorrt,
-                profile=profile, flavour=flavour,
+            engines.build(
+                draft, ["fp32", *(p for p in PRECISIONS[1:] if p in precisions)], size=size,
+                capabilities=tensorrt, profile=profile, flavour=flavour,
             )  # fmt: skip
         _save_weights(classifier, draft / bundle.WEIGHTS)
-        names = sorted(path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file())
         manifest = Manifest(
             classes=tuple(classes),
             input=Input(size=size),
@@ -94,28 +98,12 @@ def export_bundle(
             training=bundle.finite(training),
             figures=bundle.finite(figures),
             parity=asdict(measured),
+            precisions=bundle.finite(table),
             tools=tools,
-            files={name: bundle.sha256(draft / name) for name in names},
+            files=digests(draft),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         bundle.write(draft, manifest)
-        bundle.read(draft)  # what a server will do; a bundle that cannot be read is not handed out
-        for folder in (draft / "engines", draft):
-            if folder.is_dir():
-                _flush(folder)
-        draft.rename(out)
-        _flush(out.parent)
-    except OSError as error:
-        raise MachineError(
-            f"{out} cannot be written ({error.strerror or error}); nothing was left behind. "
-            "Free some space or choose another folder, then export again."
-        ) from error
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft, ignore_errors=True)
-        for folder in parents:
-            with suppress(OSError):  # not empty: it holds the bundle
-                folder.rmdir()
     return manifest
 
 
@@ -125,13 +113,3 @@ def _save_weights(classifier: "Classifier", path: Path) -> None:
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     bundle.save(path, save(state))
-
-
-def _flush(folder: Path) -> None:
-    """Make names in `folder` durable; Windows has no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,7 +1,7 @@
 """The gate: what was trained is what is served, measured on real images before a bundle exists."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,10 +33,20 @@ class Parity:
     """Largest difference of logits by batch size, on the first images."""
 
 
+Outputs = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
 def check(
     classifier: "Classifier", onnx_path: Path, images: Iterable[np.ndarray], tolerance: float = 1e-4
 ) -> Parity:
-    """The measured parity of `onnx_path` with `classifier` on `images`, batches of (B, S, S, 3) uint8.
+    """The measured parity of `onnx_path` with `classifier` on `images`: see `measure`."""
+    return measure(classifier, onnx_path, images, tolerance)[0]
+
+
+def measure(
+    classifier: "Classifier", onnx_path: Path, images: Iterable[np.ndarray], tolerance: float = 1e-4
+) -> tuple[Parity, np.ndarray, np.ndarray]:
+    """(parity, (N, K) logits of `classifier`, (N, K) logits of the file) on batches of (B, S, S, 3) uint8.
 
     Raises:
         ExportError: a logit differs by more than `tolerance`, a top-1 class differs although the classifier
@@ -46,60 +56,39 @@ def check(
     """
     import torch
 
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MachineError(
-            "package 'onnxruntime' is missing; export proves its file with it. "
-            "Run `pip install 'noisyssl[onnx]'`."
-        ) from None
     network = copy.deepcopy(classifier).cpu().float().eval()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # torch and ONNX Runtime take turns here: waiting threads of one must not hold the cores of the other
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-    def served(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            logits, probabilities = session.run(["logits", "probabilities"], {"image": batch})
-        except Exception as error:  # onnxruntime's own classes share no public base
-            raise _refused(onnx_path, f"a batch of {len(batch)}", error) from error
-        _finite(logits, onnx_path.name)
-        return logits, probabilities
 
     def reference(batch: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return network(torch.tensor(batch).permute(0, 3, 1, 2)).numpy()
 
-    try:
-        session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise _refused(onnx_path, "to load", error) from error
-    n = changes = beyond = 0
-    worst = spread = 0.0
+    run = outputs_of(onnx_path)
+    n = 0
+    spread = 0.0
     first: list[np.ndarray] = []
+    ours: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
     for batch in images:
-        expected = reference(batch)
-        _finite(expected, "the classifier")
-        found, probabilities = served(batch)
-        worst = max(worst, float(np.abs(found - expected).max()))
+        ours.append(reference(batch))
+        _finite(ours[-1], "the classifier")
+        found, probabilities = run(batch)
+        theirs.append(found)
         spread = max(spread, float(np.abs(probabilities - _softmax(found)).max()))
-        rows, old, new = np.arange(len(batch)), expected.argmax(1), found.argmax(1)
-        margin = expected[rows, old] - expected[rows, new]
-        n, changes, beyond = (
-            n + len(batch),
-            changes + int((old != new).sum()),
-            beyond + int((margin > tolerance).sum()),
-        )
+        n += len(batch)
         first.extend(batch[: max(BATCHES) - len(first)])
     if not n:
         raise DataError("the export gate got 0 images; it compares test images. Give the data a test split.")
+    expected, served = np.concatenate(ours), np.concatenate(theirs)
+    rows, old, new = np.arange(n), expected.argmax(1), served.argmax(1)
+    changes = int((old != new).sum())
+    beyond = int((expected[rows, old] - expected[rows, new] > tolerance).sum())
+    worst = float(np.abs(served - expected).max())
     pile = np.stack([first[i % len(first)] for i in range(max(BATCHES))])
-    expected = reference(pile)
+    piled = reference(pile)
     batches = {}
     for size in BATCHES:
-        found, _ = served(pile[:size])
-        batches[str(size)] = float(np.abs(found - expected[:size]).max())
+        found, _ = run(pile[:size])
+        batches[str(size)] = float(np.abs(found - piled[:size]).max())
     parity = Parity(
         n=n, tolerance=tolerance, max_logit_difference=worst, top1_changes=changes,
         top1_changes_beyond_margin=beyond, batches=batches,
@@ -112,7 +101,41 @@ def check(
             f"at most {tolerance:g} is allowed. No bundle was written; install the versions of "
             "constraints.txt and export again."
         )
-    return parity
+    return parity, expected, served
+
+
+def outputs_of(onnx_path: Path) -> Outputs:
+    """A function from (B, S, S, 3) uint8 to the file's (logits, probabilities) by ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the file, or, when called, a batch; or a logit is not finite.
+        MachineError: ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MachineError(
+            "package 'onnxruntime' is missing; export proves its file with it. "
+            "Run `pip install 'noisyssl[onnx]'`."
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # torch and ONNX Runtime take turns here: waiting threads of one must not hold the cores of the other
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(onnx_path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes share no public base
+        raise _refused(onnx_path, "to load", error) from error
+
+    def run(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            logits, probabilities = session.run(["logits", "probabilities"], {"image": batch})
+        except Exception as error:
+            raise _refused(onnx_path, f"a batch of {len(batch)}", error) from error
+        _finite(logits, onnx_path.name)
+        return logits, probabilities
+
+    return run
 
 
 def _refused(path: Path, what: str, error: Exception) -> ExportError:

@@ -23,14 +23,16 @@ class TensorRTRuntime:
 
     device = "cuda"
 
-    def __init__(self, folder: Path, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: str | None = None, threads: int | None = None, precision: str = "fp32"
+    ) -> None:
         """`threads` has no meaning for an engine and is ignored."""
         if device == "cpu":
             raise ConfigError("device is cpu; TensorRT runs on NVIDIA GPUs only. Use --runtime onnx.")
         self.manifest = bundle.read(folder)
         self._gpu = Gpu()
         try:
-            name, sidecar, trt = choose(folder, self.manifest, self._gpu)
+            name, sidecar, trt = choose(folder, self.manifest, self._gpu, precision)
             self._load(folder, name, trt)
             self._largest: int = sidecar["profile"]["max"]
             self._smallest: int = sidecar["profile"]["min"]
@@ -91,7 +93,9 @@ class TensorRTRuntime:
         return found
 
 
-def choose(folder: Path, manifest: Manifest, gpu: Gpu) -> tuple[str, dict[str, Any], Any]:
+def choose(
+    folder: Path, manifest: Manifest, gpu: Gpu, precision: str = "fp32"
+) -> tuple[str, dict[str, Any], Any]:
     """(name, sidecar, TensorRT module) of the first plan that fits the GPU and an installed TensorRT.
 
     Raises:
@@ -103,10 +107,12 @@ def choose(folder: Path, manifest: Manifest, gpu: Gpu) -> tuple[str, dict[str, A
     for name in plans:
         sidecar = read_sidecar(folder, manifest, name)
         flavour = sidecar["flavour"]
-        if sidecar["plan_sha256"] != manifest.files[name]:
+        if sidecar.get("precision", "fp32") != precision:
+            reasons.append(f"{name} computes in {sidecar['precision']}")
+        elif sidecar["plan_sha256"] != manifest.files[name]:
             reasons.append(f"{name} is not the plan that its sidecar describes")
-        elif sidecar["onnx_sha256"] != manifest.files[bundle.ONNX]:
-            reasons.append(f"{name} was built from another {bundle.ONNX}")
+        elif sidecar["onnx_sha256"] != manifest.files.get(sidecar.get("onnx", bundle.ONNX)):
+            reasons.append(f"{name} was built from another {sidecar.get('onnx', bundle.ONNX)}")
         elif gpu.capability not in sidecar["compute_capabilities"]:
             reasons.append(f"{name} is for {','.join(sidecar['compute_capabilities'])}")
         elif flavour not in to_tensorrt.flavours():
@@ -123,7 +129,9 @@ def choose(folder: Path, manifest: Manifest, gpu: Gpu) -> tuple[str, dict[str, A
             f"Run `pip install 'noisyssl[{to_tensorrt.EXTRAS[missing[0]]}]'`."
         )
     why = "; ".join(reasons) or "it has none"
-    raise BundleError(f"{folder} has no engine for this {gpu.name} ({gpu.capability}): {why}. {rebuild(gpu)}")
+    raise BundleError(
+        f"{folder} has no {precision} engine for this {gpu.name} ({gpu.capability}): {why}. {rebuild(gpu)}"
+    )
 
 
 def read_sidecar(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
@@ -138,6 +146,8 @@ def read_sidecar(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
         sound = (
             values["flavour"] in to_tensorrt.FLAVOURS
             and all(type(values[key]) is str for key in ("version", "onnx_sha256", "plan_sha256"))
+            and values.get("precision", "fp32") in (*bundle.PRECISIONS, "bf16", "mixed")
+            and type(values.get("onnx", "")) is str
             and isinstance(capabilities, list)
             and all(type(item) is str for item in capabilities)
             and all(type(profile[key]) is int for key in ("min", "max"))
@@ -155,4 +165,7 @@ def read_sidecar(folder: Path, manifest: Manifest, name: str) -> dict[str, Any]:
 
 def rebuild(gpu: Gpu) -> str:
     """The sentence that says how to get an engine for `gpu`."""
-    return f"Rebuild it: `noisyssl export RUN NEW_BUNDLE --tensorrt {gpu.capability}`, or use --runtime onnx."
+    return (
+        f"Build one: `noisyssl engine BUNDLE --out NEW_BUNDLE --tensorrt {gpu.capability}`, or use "
+        "--runtime onnx."
+    )

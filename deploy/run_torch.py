@@ -16,7 +16,13 @@ from noisyssl.errors import BundleError, ConfigError, MachineError
 class TorchRuntime:
     """The classifier in eval mode, float32 without TF32, channels-last."""
 
-    def __init__(self, folder: Path, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: str | None = None, threads: int | None = None, precision: str = "fp32"
+    ) -> None:
+        if precision != "fp32":
+            raise ConfigError(
+                f"precision is {precision}; the torch runtime computes in fp32 only. Use --runtime onnx."
+            )
         self.manifest = bundle.read(folder)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.device == "cuda" and not torch.cuda.is_available():

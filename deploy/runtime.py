@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from noisyssl.deploy.bundle import Manifest
+from noisyssl.deploy.bundle import PRECISIONS, Manifest
 from noisyssl.errors import ConfigError, DataError, MachineError, pick
 
 RUNTIMES = {  # name: (class, extra that installs it)
@@ -37,21 +37,27 @@ class Runtime(Protocol):
 
 
 def open_runtime(
-    bundle: Path, name: str = "onnx", device: str | None = None, threads: int | None = None
+    bundle: Path,
+    name: str = "onnx",
+    device: str | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
 ) -> Runtime:
     """The runtime called `name`, loaded with `bundle`, every file of which was verified first.
 
     Without `device` a GPU is used where the runtime finds one. `threads` limits the CPU threads of one
-    call of `logits`; None leaves it to the runtime.
+    call of `logits`; None leaves it to the runtime. `precision` is fp32, the one whose figures the manifest
+    states first, or fp16 or int8 where the bundle has it: never taken without being asked for.
 
     Raises:
-        ConfigError: unknown name or device, no such folder.
+        ConfigError: unknown name, device or precision, no such folder.
         MachineError: its package is not installed, or the device is not here.
         BundleError: the bundle is altered, or not for this machine.
     """
     target, extra = pick(RUNTIMES, name, "runtime")
     if device is not None:
         pick(dict.fromkeys(DEVICES), device, "device")
+    pick(dict.fromkeys(PRECISIONS), precision, "precision")
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads is {threads}; it must be at least 1.")
     try:
@@ -60,7 +66,7 @@ def open_runtime(
         raise MachineError(
             f"runtime {name!r} needs the package {error.name!r}; run `pip install 'noisyssl[{extra}]'`."
         ) from error
-    opened: Runtime = kind(bundle, device, threads)
+    opened: Runtime = kind(bundle, device, threads, precision)
     return opened
 
 

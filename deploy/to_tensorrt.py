@@ -11,14 +11,15 @@ import importlib.util
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from noisyssl.deploy import cuda_driver
+from noisyssl.deploy import cuda_driver, proof
 from noisyssl.deploy.bundle import save
-from noisyssl.errors import ConfigError, ExportError, MachineError, near_miss, pick
+from noisyssl.deploy.onnx_scan import self_contained
+from noisyssl.disk import write_whole
+from noisyssl.errors import ConfigError, MachineError, near_miss, pick
 
 FLAVOURS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
@@ -97,17 +98,23 @@ def choose(capabilities: Sequence[str], flavour: str = "auto") -> str:
 
 def build(
     onnx_path: Path, plan_path: Path, *, capabilities: Sequence[str] = (), profile: Profile = (1, 8, 64),
-    flavour: str = "auto",
+    flavour: str = "auto", precision: str | None = None, timing_cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The sidecar of a new engine: writes the raw plan to `plan_path` and this beside it as `NAME.plan.json`.
 
     Without `capabilities`, `tensorrt` builds for the GPU that is here and `tensorrt_rtx` for SM80, SM86,
     SM89 and SM120.
 
+    Args:
+        precision: fp32, fp16 or int8, which the engine must have; any by default.
+        timing_cache: file in which `tensorrt` keeps what it measured, read and then written; one of another
+            GPU or version is ignored. `tensorrt_rtx` measures nothing.
+
     Raises:
         ConfigError: the profile, a capability or the flavour is wrong.
         MachineError: the flavour is missing, or TensorRT refuses; its own words are in the message.
-        ExportError: the engine would not have the precision of the ONNX file.
+        ExportError: the engine would not have the precision that is asked for.
+        BundleError: the ONNX file is none, or needs other files.
     """
     smallest, usual, largest = profile
     if not 1 <= smallest <= usual <= largest:
@@ -121,6 +128,7 @@ def build(
         capabilities = [cuda_driver.capability() or ""]
     capabilities = list(dict.fromkeys(capabilities)) or ["SM80", "SM86", "SM89", "SM120"]
     data = onnx_path.read_bytes()
+    self_contained(data, onnx_path)  # TensorRT's parser would follow it out of the bundle
     log = logger(trt)
     title = f"{FLAVOURS[flavour]} {trt.__version__}"
 
@@ -138,14 +146,16 @@ def build(
         if not log.errors and parser.num_errors:
             log.errors.append(parser.get_error(0).desc())
         raise refuse("cannot parse")
-    precision, types = proof(network)
-    if flavour == "tensorrt_rtx" and precision == "fp32" and "SM75" in capabilities:
+    found, types = proof.of_network(network)
+    proof.must_be(precision or found, found, None)
+    if flavour == "tensorrt_rtx" and found == "fp32" and "SM75" in capabilities:
         raise ConfigError(
             "compute capability SM75 is asked for an FP32 engine; TensorRT for RTX has no FP32 matrix "
             "multiplication on Turing. Leave SM75 out of --tensorrt."
         )
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector; costs no speed
     image = network.get_input(0)
     shapes = builder.create_optimization_profile()
     shapes.set_shape(image.name, *((batch, *tuple(image.shape)[1:]) for batch in profile))
@@ -154,20 +164,28 @@ def build(
         config.num_compute_capabilities = len(capabilities)
         for i, name in enumerate(capabilities):
             config.set_compute_capability(trt.ComputeCapability.__members__[name], i)
+    elif timing_cache:
+        timings = _timings(config, timing_cache)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
     if plan is None:
         raise refuse("cannot build")
     raw = bytes(plan)
+    inspected = proof.of_plan(trt, log, raw) if cuda_driver.capability() in capabilities else None
+    proof.must_be(precision or found, found, inspected)
+    if flavour == "tensorrt" and timing_cache:
+        write_whole(timing_cache, bytes(timings.serialize()))
     sidecar = {
         "flavour": flavour,
         "version": str(trt.__version__),
         "compute_capabilities": capabilities,
         "profile": {"min": smallest, "opt": usual, "max": largest},
-        "precision": precision,
+        "precision": found,
         "layer_types": types,
+        "inspected": inspected,
         "tf32": bool(config.get_flag(trt.BuilderFlag.TF32)),
+        "onnx": onnx_path.name,
         "onnx_sha256": hashlib.sha256(data).hexdigest(),
         "plan_sha256": hashlib.sha256(raw).hexdigest(),
         "bytes": len(raw),
@@ -178,33 +196,37 @@ def build(
     return sidecar
 
 
-def proof(network: Any) -> tuple[str, dict[str, int]]:
-    """(precision, layers by kind and type) of a parsed, strongly typed network.
+def equal_command(
+    onnx_name: str, plan_name: str, *, size: int, profile: Profile, flavour: str, capabilities: Sequence[str]
+) -> str:
+    """The line that builds the same engine with NVIDIA's own tool, on a machine without noisyssl.
 
-    A strongly typed engine computes a layer in the types of its tensors, so the inputs of the
-    convolutions and matrix products tell: fp32, fp16, bf16, int8 (some input comes from Q/DQ) or mixed.
-
-    Raises:
-        ExportError: there is no convolution or matrix product at all.
+    `--stronglyTyped` is needed before TensorRT 11, which knows nothing else.
     """
-    types: Counter[str] = Counter()
-    found = set()
-    quantised = False
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        kind = layer.type.name
-        quantised = quantised or kind == "QUANTIZE"
-        if kind in ("CONVOLUTION", "MATRIX_MULTIPLY"):
-            dtype = layer.get_input(0).dtype.name
-            found.add(dtype)
-            types[f"{kind} {dtype}"] += 1
-    if not found:
-        raise ExportError(
-            "the ONNX file has no convolution and no matrix product; write it with `noisyssl export`."
+    shapes = " ".join(
+        f"--{which}Shapes=image:{batch}x{size}x{size}x3"
+        for which, batch in zip(("min", "opt", "max"), profile, strict=True)
+    )
+    if flavour == "tensorrt":
+        return (
+            f"trtexec --onnx={onnx_name} --saveEngine={plan_name} {shapes} --stronglyTyped --noTF32 "
+            "--skipInference"
         )
-    words = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
-    single = words.get(next(iter(found)), "mixed") if len(found) == 1 else "mixed"
-    return ("int8" if quantised else single), dict(sorted(types.items()))
+    numbers = ",".join(name.removeprefix("SM") for name in capabilities)
+    return (
+        f"tensorrt_rtx --onnx={onnx_name} --saveEngine={plan_name} {shapes} --noTF32 "
+        f"--computeCapabilities={numbers} --skipInference"
+    )
+
+
+def _timings(config: Any, path: Path) -> Any:
+    """The timing cache of `path`, attached to `config`; an empty one where it does not fit."""
+    known = path.read_bytes() if path.is_file() else b""
+    timings = config.create_timing_cache(known)
+    if timings is None or not config.set_timing_cache(timings, False):
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, False)
+    return timings
 
 
 def logger(trt: Any) -> Any:

@@ -160,12 +160,35 @@ class ExportConfig:
     """Smallest, usual and largest batch of the engine."""
     tolerance: float = 1e-4
     """Largest allowed difference of a logit between PyTorch and ONNX Runtime."""
+    precision: tuple[str, ...] = ("fp32",)
+    """fp32, which every bundle has, and those of fp16 and int8 that are wanted beside it."""
+    calibration: int = 512
+    """Training images that set the scales of INT8 and say what FP16 leaves in float32."""
+    int8_range: str = "auto"
+    """Weights of the INT8 file for CPUs: full (8 bits), reduced (7), or auto: 7 if this CPU lacks VNNI."""
+    fp16_flips: float = 0.001
+    """Share of the test images whose class FP16 may change; one always may."""
+    fp16_difference: float = 1e-2
+    """Largest difference of a probability in FP16; a change of class within it does not count."""
+    fp16_range: float = 16384.0
+    """Largest activation or weight computed in FP16, which ends at 65504; float32 above."""
+    int8_agreement: float = 0.99
+    """Smallest share of the test images that keep their class in INT8."""
+    int8_auroc_drop: float = 0.002
+    """Largest loss of macro-AUROC in INT8."""
 
     def __post_init__(self) -> None:
         one_of("export.checkpoint", self.checkpoint, ("best", "last"))
         ordered = len(self.profile) == 3 and 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]
         require(ordered, "export.profile", list(self.profile), "three rising batch sizes such as [1, 8, 64]")
         require(self.tolerance > 0, "export.tolerance", self.tolerance, "above 0")
+        for name in self.precision:
+            one_of("export.precision", name, ("fp32", "fp16", "int8"))
+        require(self.calibration >= 32, "export.calibration", self.calibration, "at least 32 images")
+        one_of("export.int8_range", self.int8_range, ("auto", "full", "reduced"))
+        for name in ("fp16_flips", "fp16_difference", "int8_agreement", "int8_auroc_drop"):
+            require(0 <= getattr(self, name) <= 1, f"export.{name}", getattr(self, name), "in [0, 1]")
+        require(0 < self.fp16_range <= 65504, "export.fp16_range", self.fp16_range, "in (0, 65504]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,9 @@ INSTRUCTIONS = (
 )
 """CPU flags that decide how fast INT8 and BF16 run there."""
 
+EXACT_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+"""Instructions that add INT8 products in 32 bits."""
+
 GPU_QUERY = ("name", "driver_version", "compute_cap", "memory.total", "power.limit", "clocks.max.sm")
 
 
@@ -48,16 +51,30 @@ def facts() -> dict[str, Any]:
     `cores` are the ones this process may use. No host name, user name or path.
     """
     cpu = _fields(_text("/proc/cpuinfo"))
-    flags = cpu.get("flags", cpu.get("Features", "")).split()
     return {
         "cpu": cpu.get("model name") or platform.machine(),
         "cores": cores(),
-        "instructions": [name for name in INSTRUCTIONS if name in flags],
+        "instructions": instructions(),
         "memory_gib": round(memory()[0], 1),
         "gpus": gpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def int8_saturates() -> bool:
+    """Whether sums of unsigned times signed INT8 products can overflow on this CPU: x86 without VNNI.
+
+    AVX2 adds two products in 16 bits before it widens: 2 x 255 x 127 does not fit, 2 x 255 x 64 does.
+    """
+    return not EXACT_INT8.intersection(instructions())
+
+
+def instructions() -> list[str]:
+    """Those of INSTRUCTIONS that this CPU has."""
+    cpu = _fields(_text("/proc/cpuinfo"))
+    flags = cpu.get("flags", cpu.get("Features", "")).split()
+    return [name for name in INSTRUCTIONS if name in flags]
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

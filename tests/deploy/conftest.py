@@ -84,6 +84,45 @@ def exported(wishes, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def labels(classifier, images):
+    """(37,) classes that the classifier can tell: each image's largest logit above that logit's mean."""
+    import torch
+
+    with torch.no_grad(), one_thread():
+        logits = classifier(torch.tensor(np.concatenate(images)).permute(0, 3, 1, 2)).numpy()
+    return (logits - logits.mean(0)).argmax(1)
+
+
+@pytest.fixture(scope="session")
+def wishes_lower(wishes, images, labels):
+    """The same in every precision; a network that tells nothing apart may lose some AUROC."""
+    from noisyssl.deploy.gates import Gates
+
+    return wishes | {
+        "precisions": ("fp32", "fp16", "int8"),
+        "calibration": lambda: iter(images[:2]),
+        "labels": labels,
+        "gates": Gates(int8_auroc_drop=0.1),
+        "reduced": True,
+    }
+
+
+@pytest.fixture(scope="session")
+def lowered(wishes_lower, exported, tmp_path_factory):
+    """A bundle in every precision, never to be changed; with engines where TensorRT for RTX is installed."""
+    from noisyssl.deploy import bundle, to_onnx, to_tensorrt
+    from noisyssl.deploy.export import export_bundle
+
+    out = tmp_path_factory.mktemp("lowered") / "bundle"
+    engines = ["SM75", "SM86"] if "tensorrt_rtx" in to_tensorrt.flavours() else None
+    data = (exported / "model.onnx").read_bytes()
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "export", lambda classifier, path, **_: bundle.save(path, data))
+        export_bundle(out, **wishes_lower, tensorrt=engines, flavour="tensorrt_rtx")
+    return out
+
+
 @pytest.fixture
 def bundle(exported, tmp_path):
     """A copy that a test may spoil."""

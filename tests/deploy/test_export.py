@@ -94,7 +94,7 @@ def test_a_full_disk_at_any_write_leaves_nothing_behind(wishes, tmp_path, quick,
 
 
 def test_an_interrupt_leaves_nothing_behind(wishes, tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(parity, "check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(parity, "measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         export_bundle(tmp_path / "out", **wishes, tensorrt=None)
     assert not list(tmp_path.iterdir())

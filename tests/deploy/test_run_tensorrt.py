@@ -229,14 +229,15 @@ def test_no_engine_at_all_says_how_to_get_one(folder, machine):
     ))  # fmt: skip
     assert not plan.exists()
     with pytest.raises(
-        BundleError, match=r"it has none\. Rebuild it: `noisyssl export RUN NEW_BUNDLE --tensorrt SM86`"
+        BundleError,
+        match=r"it has none\. Build one: `noisyssl engine BUNDLE --out NEW_BUNDLE --tensorrt SM86`",
     ):
         open_runtime(folder, "tensorrt")
 
 
 def test_tensorrts_own_words_end_in_the_message(folder, machine):
     machine.trt.broken = "engine"
-    with pytest.raises(BundleError, match=r"cannot be loaded: magic tag does not match\. Rebuild it"):
+    with pytest.raises(BundleError, match=r"cannot be loaded: magic tag does not match\. Build one"):
         open_runtime(folder, "tensorrt")
     assert machine.gpu.closed
 

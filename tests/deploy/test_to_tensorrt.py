@@ -8,7 +8,7 @@ import pytest
 
 from noisyssl.deploy import cuda_driver, to_tensorrt
 from noisyssl.deploy.bundle import read, sha256
-from noisyssl.errors import ConfigError, ExportError, MachineError
+from noisyssl.errors import ConfigError, MachineError
 
 rtx = pytest.mark.skipif("tensorrt_rtx" not in to_tensorrt.flavours(), reason="tensorrt_rtx is not installed")
 
@@ -51,7 +51,12 @@ def test_turing_is_refused_in_one_line_before_the_build(exported, tmp_path):
 
 @rtx
 def test_what_is_no_network_is_refused_with_tensorrts_own_words(tmp_path, capfd):
-    (tmp_path / "model.onnx").write_bytes(b"junk")
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in
+            (("x", [2, 3, 3]), ("y", [2])))  # fmt: skip
+    graph = helper.make_graph([helper.make_node("Det", ["x"], ["y"])], "g", [x], [y])
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     with pytest.raises(MachineError, match=r"TensorRT for RTX .* cannot parse model\.onnx for SM86: .{10,}"):
         to_tensorrt.build(
             tmp_path / "model.onnx", tmp_path / "a.plan", capabilities=["SM86"], flavour="tensorrt_rtx"
@@ -145,33 +150,3 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(MachineError, match=r"package 'tensorrt' cannot be loaded.*noisyssl\[tensorrt\]"):
         to_tensorrt.load("tensorrt")
-
-
-def network(*layers):
-    made = [
-        SimpleNamespace(
-            type=SimpleNamespace(name=kind),
-            get_input=lambda i, d=dtype: SimpleNamespace(dtype=SimpleNamespace(name=d)),
-        )
-        for kind, dtype in layers
-    ]
-    return SimpleNamespace(num_layers=len(made), get_layer=made.__getitem__)
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        ([("CAST", "UINT8"), ("CONVOLUTION", "FLOAT"), ("MATRIX_MULTIPLY", "FLOAT")], "fp32"),
-        ([("CONVOLUTION", "HALF"), ("MATRIX_MULTIPLY", "HALF"), ("SOFTMAX", "FLOAT")], "fp16"),
-        ([("CONVOLUTION", "HALF"), ("MATRIX_MULTIPLY", "FLOAT")], "mixed"),
-        ([("QUANTIZE", "FLOAT"), ("CONVOLUTION", "FLOAT")], "int8"),
-        ([("CONVOLUTION", "BF16")], "bf16"),
-    ],
-)
-def test_precision_is_read_off_the_parsed_network(layers, expected):
-    assert to_tensorrt.proof(network(*layers))[0] == expected
-
-
-def test_a_network_without_products_proves_nothing():
-    with pytest.raises(ExportError, match="no convolution and no matrix product"):
-        to_tensorrt.proof(network(("SOFTMAX", "FLOAT")))

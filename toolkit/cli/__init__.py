@@ -14,7 +14,20 @@ from typing import NoReturn
 
 import typer
 
-from noisyssl.cli import audit, bench, build, data, doctor, evaluate, export, predict, probe, report, training
+from noisyssl.cli import (
+    audit,
+    bench,
+    build,
+    data,
+    doctor,
+    engine,
+    evaluate,
+    export,
+    predict,
+    probe,
+    report,
+    training,
+)
 from noisyssl.errors import ConfigError, NoisySSLError, TrainingError
 from noisyssl.pipelines import launch
 
@@ -56,6 +69,7 @@ app.command()(probe.probe)
 app.command()(probe.embed)
 app.command()(audit.audit)
 app.command()(export.export)
+app.command()(engine.engine)
 app.command()(predict.predict)
 app.command()(evaluate.evaluate)
 app.command()(report.report)

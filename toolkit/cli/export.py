@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.bundle_table import summary
 from noisyssl.cli.options import Json, Quarantine, open_data
-from noisyssl.errors import ConfigError
+from noisyssl.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,15 @@ def export(
         str | None,
         typer.Option(help="Compute capabilities of the TensorRT engine, such as SM86,SM120; or none."),
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32,fp16,int8: what to write beside FP32, if it keeps its gate.")
+    ] = None,
+    calibration: Annotated[
+        int | None, typer.Option(help="Training images that set the scales of INT8.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Smallest, usual and largest batch of the engines: 1,8,64.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the run's data is now, if it was moved since.")
     ] = None,
@@ -38,16 +48,31 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write ONNX, a TensorRT engine and a manifest, after proving that they compute what was trained."""
+    """Write ONNX, TensorRT engines and a manifest, after proving that they compute what was trained.
+
+    Exit code 4 when a lower precision failed its gate: the bundle is written without it.
+    """
     manifest = write_bundle(
-        run, bundle, checkpoint=checkpoint, tensorrt=tensorrt, data=data, quarantine=quarantine,
-        settings=set_ or [],
+        run, bundle, checkpoint=checkpoint, tensorrt=tensorrt, precision=precision, calibration=calibration,
+        batch=batch, data=data, quarantine=quarantine, settings=set_ or [],
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(manifest)))
     else:
         for line in summary(bundle, manifest):
             typer.echo(line)
+    must_have_all(manifest)
+
+
+def must_have_all(manifest: "Manifest") -> None:
+    """Raises ExportError when a precision was left out of a bundle that is written."""
+    from noisyssl.deploy.forms import faults
+
+    if missing := faults(manifest.precisions):
+        raise ExportError(
+            f"{missing}. The bundle is written without it; serve another precision, or set that gate if you "
+            "can defend it."
+        )
 
 
 def write_bundle(
@@ -56,28 +81,49 @@ def write_bundle(
     *,
     checkpoint: str | None = None,
     tensorrt: str | None = None,
+    precision: str | None = None,
+    calibration: int | None = None,
+    batch: str | None = None,
     data: Path | None = None,
     quarantine: bool | None = None,
     settings: list[str] | None = None,
 ) -> "Manifest":
     """The manifest of the bundle `out` made from a finished training run.
 
+    A lower precision that failed its gate is left out, and `manifest.precisions` says why; `must_have_all`
+    makes an error of it.
+
     Args:
+        precision: such as "fp32,fp16,int8"; by default what the run's `export.precision` says.
         data: where the run's data is now; by default where it was.
         quarantine: leave out files that broke since; by default as the run did.
     """
     import numpy as np
 
     from noisyssl.classifier import build_classifier
+    from noisyssl.cli.calibration import calibration_rows
     from noisyssl.deploy.export import export_bundle
+    from noisyssl.deploy.gates import Gates
+    from noisyssl.machine import int8_saturates
     from noisyssl.pipelines.evaluate import evaluation_images, whole
+    from noisyssl.pipelines.labels import truth_of
     from noisyssl.pipelines.run import Run
 
     if out.exists():
         raise ConfigError(f"{out} already exists; give a new folder, bundles are never overwritten.")
     run = Run.open(run_folder, "train")
     metrics, config = run.metrics(), run.config()
-    chosen = _settings(config.export, checkpoint, tensorrt, settings or [])
+    chosen = _settings(
+        config.export,
+        settings or [],
+        {
+            "export.checkpoint": checkpoint,
+            "export.tensorrt": None if tensorrt is None else ("" if tensorrt == "none" else tensorrt),
+            "export.precision": precision,
+            "export.calibration": calibration,
+            "export.profile": batch,
+        },
+    )
     engines = must_be_buildable(chosen, asked=tensorrt is not None)
     weights, facts = run.weights(chosen.checkpoint)
     place = replace(
@@ -88,17 +134,17 @@ def write_bundle(
     samples = open_data(replace(config, data=place), run=run)
     dropped: dict[int, str] | None = {} if place.quarantine else None
     test = samples.where("test")
+    lower = set(chosen.precision) - {"fp32"}
+    train = calibration_rows(samples, chosen.calibration, config.seed) if lower else test[:0]
     classifier = build_classifier(config.backbone, config.stem, len(samples.classes))
     classifier.load_state_dict(weights)
     figures = metrics["best" if chosen.checkpoint == "best" else "final"]["figures"]
-    with evaluation_images(
-        samples, test, config.data.size, config.data.fit, config.threads, dropped=dropped
-    ) as images:
-        seen = np.flatnonzero(whole(test, dropped or {}))
-
-        def batches() -> "Iterator[np.ndarray]":
-            for start in range(0, len(seen), 64):
-                yield images[seen[start : start + 64]]
+    geometry = (config.data.size, config.data.fit, config.threads)
+    with (
+        evaluation_images(samples, test, *geometry, dropped=dropped) as images,
+        evaluation_images(samples, train, *geometry, dropped=dropped) as seen_in_training,
+    ):
+        rows, fit_rows = (np.flatnonzero(whole(split, dropped or {})) for split in (test, train))
 
         return export_bundle(
             out,
@@ -107,7 +153,12 @@ def write_bundle(
             classes=samples.classes,
             size=config.data.size,
             fit=config.data.fit,
-            images=batches,
+            images=lambda: _batches(images, rows),
+            calibration=lambda: _batches(seen_in_training, fit_rows),
+            labels=truth_of(samples)[test[rows]],
+            precisions=chosen.precision,
+            gates=Gates(**{f.name: getattr(chosen, f.name) for f in fields(Gates)}),
+            reduced=int8_saturates() if chosen.int8_range == "auto" else chosen.int8_range == "reduced",
             figures=figures,
             training={
                 "objective": config.train.objective,
@@ -123,42 +174,14 @@ def write_bundle(
         )
 
 
-def summary(out: Path, manifest: "Manifest") -> list[str]:
-    """What was written and what was proved."""
-    parity = manifest.parity
-    lines = [
-        f"{out}: {manifest.architecture.backbone}, {len(manifest.classes)} classes, "
-        f"{manifest.checkpoint['which']} weights (epoch {manifest.checkpoint['epoch']})",
-        f"gate: {parity['n']} test images, largest logit difference {parity['max_logit_difference']:.1e}, "
-        f"{parity['top1_changes']} top-1 changes",
-    ]
-    for name in sorted(manifest.files):
-        size = (out / name).stat().st_size / 1e6
-        note = _engine_note(out / name) if name.endswith(".plan") else ""
-        lines.append(f"  {name:<28} {size:8.2f} MB  {note}".rstrip())
-    if not any(name.endswith(".plan") for name in manifest.files):
-        from noisyssl.deploy.to_tensorrt import flavours
-
-        why = "none was asked for" if flavours() else "run `pip install 'noisyssl[rtx]'` and export again"
-        lines.append(f"  no TensorRT engine: {why}")
-    lines.append(f"Next: noisyssl predict {out} IMAGES")
-    return lines
+def _batches(images: "np.ndarray", rows: "np.ndarray") -> "Iterator[np.ndarray]":
+    for start in range(0, len(rows), 64):
+        yield images[rows[start : start + 64]]
 
 
-def _engine_note(plan: Path) -> str:
-    sidecar = json.loads(plan.with_name(plan.name + ".json").read_text(encoding="utf-8"))
-    return f"{sidecar['flavour']} {sidecar['version']} for {', '.join(sidecar['compute_capabilities'])}"
-
-
-def _settings(
-    saved: "ExportConfig", checkpoint: str | None, tensorrt: str | None, settings: list[str]
-) -> "ExportConfig":
+def _settings(saved: "ExportConfig", settings: list[str], flags: dict[str, Any]) -> "ExportConfig":
     from noisyssl.recipe import load
 
-    flags: dict[str, Any] = {
-        "export.checkpoint": checkpoint,
-        "export.tensorrt": None if tensorrt is None else ("" if tensorrt == "none" else tensorrt),
-    }
     if foreign := [s for s in settings if not s.startswith("export.")]:
         raise ConfigError(
             f"--set {foreign[0]} is not of this stage; export takes settings export.NAME=VALUE."

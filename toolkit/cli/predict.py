@@ -29,6 +29,7 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder written by `noisyssl export`.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, or CSVs with a column 'path'.")],
     runtime: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
     batch: Annotated[int, typer.Option(help="Images per call of the runtime.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU where there is one.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads that decode, and that compute.")] = None,
@@ -50,7 +51,8 @@ def predict(
     items = sources(images)
     served = failed = 0
     try:
-        with open_runtime(bundle, runtime, None if device == "auto" else device, threads) as opened:
+        where = None if device == "auto" else device
+        with open_runtime(bundle, runtime, where, threads, precision) as opened:
             classes = opened.manifest.classes
             style: Style = Json(classes) if as_json else Csv(classes) if as_csv else Table(classes)
             sys.stdout.write(style.start())
