@@ -60,7 +60,7 @@ def figures(rows: list[Row], served: list[Row]) -> dict[str, Row]:
     out: dict[str, Row] = {}
     for row in rows:
         best, last = row["best_balanced_accuracy"], row["last_balanced_accuracy"]
-        stable = row.get("stability_balanced_accuracy")
+        stable = row.get("stable_balanced_accuracy")
         out[f"{row['noise']}, {row['objective']}, {row['pretraining']}"] = {
             "seeds": row["seeds"], "realised": row["realised"],
             "BEST": best["mean"], "BEST sd": best["sd"], "LAST": last["mean"], "LAST sd": last["sd"],
@@ -93,7 +93,7 @@ def baselines(rows: list[Row]) -> dict[str, Row]:
 
 def choices(rows: list[Row]) -> list[Row]:
     """Validation against stability as the rule that chooses BEST, where both were watched."""
-    return [row for row in rows if row.get("stability_balanced_accuracy")]
+    return [row for row in rows if row.get("stable_balanced_accuracy")]
 
 
 def bundles(grid: Grid, place: Place) -> list[Row]:
@@ -114,19 +114,22 @@ def bundles(grid: Grid, place: Place) -> list[Row]:
     return out
 
 
-BLANK: Row = {"balanced accuracy": None, "flips": None, "calibration error": None}
+SERVED = {
+    "balanced accuracy": "balanced_accuracy",
+    "flips": "top1_changes",
+    "calibration error": "calibration_error",
+}
+"""Column -> its name in a bundle's manifest."""
+BLANK: Row = dict.fromkeys(SERVED)
 
 
 def served_figures(manifest: dict[str, Any]) -> dict[str, Row]:
-    """Precision -> figures of a bundle's manifest."""
-    own = manifest["figures"]
-    plain = {
-        "balanced accuracy": own["balanced_accuracy"]["value"],
-        "flips": manifest["parity"]["top1_changes"],
-        "calibration error": own["calibration_error"]["value"],
-        "why": "",
+    """Name of the file that is served -> its figures on the test images; `why` if its gate kept it out."""
+    return {
+        form: {column: found.get(name) for column, name in SERVED.items()}
+        | {"why": "" if found["passed"] else found["why"]}
+        for form, found in manifest["precisions"].items()
     }
-    return {"fp32": plain}
 
 
 def curves(rows: list[Row]) -> list[tuple[str, str]]:
@@ -201,7 +204,7 @@ def markdown(page: Row) -> str:
             _table(("noise", "objective", "pretraining", "BEST by validation", "BEST by stability"), [
                 (
                     row["noise"], row["objective"], row["pretraining"],
-                    spread(row["validation_balanced_accuracy"]), spread(row["stability_balanced_accuracy"]),
+                    spread(row["best_balanced_accuracy"]), spread(row["stable_balanced_accuracy"]),
                 )
                 for row in page["choices"]
             ])

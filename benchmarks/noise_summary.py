@@ -33,13 +33,14 @@ def finished(grid: Grid, place: Place) -> list[Cell]:
 
 def _cell_row(cell: Cell, metrics: Row) -> Row:
     row: Row = {**asdict(cell), "name": cell.name, "realised": metrics["noise"]["realised"]}
-    for which in ("best", "last"):
+    choices = metrics["choices"]
+    for which, found in (("best", choices["validation"]), ("last", metrics["last"])):
         for name in FIGURES:
-            row[f"{which}_{name}"] = metrics[which]["figures"][name]["value"]
-    row["best_epoch"] = metrics["best"]["epoch"]
-    for rule, choice in metrics["choices"].items():
-        row[f"{rule}_epoch"] = choice["epoch"]
-        row[f"{rule}_balanced_accuracy"] = choice["figures"]["balanced_accuracy"]["value"]
+            row[f"{which}_{name}"] = found["figures"][name]["value"]
+    row["best_epoch"] = choices["validation"]["epoch"]
+    stable = choices.get("stability")
+    row["stable_epoch"] = stable and stable["epoch"]
+    row["stable_balanced_accuracy"] = stable and stable["figures"]["balanced_accuracy"]["value"]
     for name, figures in metrics["baselines"].items():
         row[f"baseline_{name}"] = figures["balanced_accuracy"]["value"]
     told = metrics["objective_facts"]

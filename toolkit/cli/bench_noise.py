@@ -65,7 +65,7 @@ def exported(run: Path, bundle: Path, precisions: tuple[str, ...]) -> dict[str, 
     """The manifest of a new bundle of `run`; no engine, which needs the target's GPU."""
     from noisyssl.cli.export import write_bundle
 
-    return asdict(write_bundle(run, bundle, tensorrt="none"))
+    return asdict(write_bundle(run, bundle, tensorrt="none", precision=",".join(precisions)))
 
 
 def _tell(found: "Record", folder: Path, out: Path | None, as_json: bool) -> None:
