@@ -95,6 +95,18 @@ class Manifest:
     precisions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By form (a key of FORMS) its figures on the test set, whether it passed its gate, or why it was left
     out: see `forms.write`. Empty in bundles of noisyssl 0.1."""
+    answers: dict[str, Any] = field(default_factory=dict)
+    """What makes probabilities of logits, and which are sure enough: `temperature`, the number that divides
+    all logits; `fitted_on`, `warning`; `threshold`, from which probability on an answer is right as often as
+    `wanted_accuracy`, with its coverage and accuracy on validation and test. Empty: softmax alone."""
+
+    def temperature(self) -> float:
+        """The number that divides all logits before softmax."""
+        return float(self.answers.get("temperature", 1.0))
+
+    def threshold(self) -> float | None:
+        """The probability from which on an answer is sure; None where the bundle names none."""
+        return self.answers.get("threshold")
 
 
 def write(folder: Path, manifest: Manifest) -> None:

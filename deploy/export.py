@@ -42,6 +42,7 @@ def export_bundle(
     labels: np.ndarray | None = None,
     gates: Gates | None = None,
     reduced: bool = False,
+    answers: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest of the new bundle `out`.
 
@@ -50,7 +51,8 @@ def export_bundle(
     unknown. `tensorrt` lists compute capabilities ("SM86"), may be empty for the flavour's default, and is
     None for no engine. `architecture` has `backbone` and `stem`; figures, training and checkpoint are kept as
     given. FP32 is always written; of the other `precisions` those that keep `gates`: the manifest's
-    `precisions` says which, and `forms.faults` puts it into words. `reduced` as in `quantize.quantise`.
+    `precisions` says which, and `forms.faults` puts it into words. `reduced` as in `quantize.quantise`;
+    `answers` as in the manifest.
 
     Raises:
         ConfigError: `out` exists, or a setting is wrong.
@@ -99,6 +101,7 @@ def export_bundle(
             figures=bundle.finite(figures),
             parity=asdict(measured),
             precisions=bundle.finite(table),
+            answers=bundle.finite(answers or {}),
             tools=tools,
             files=digests(draft),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -65,16 +65,18 @@ def sources(inputs: Sequence[Path]) -> Iterator[Item]:
 def predict(
     runtime: Runtime, items: Iterable[Item], *, batch: int = 32, threads: int | None = None
 ) -> Iterator[Row]:
-    """One row per item, in order. Files are decoded by `threads` threads, at most 2 batches ahead.
+    """One row per item, in order; probabilities at the bundle's temperature.
+
+    Files are decoded by `threads` threads, at most 2 batches ahead.
 
     A file that cannot be decoded gives a row with its reason; the others are served.
     """
     workers = threads or min(8, os.cpu_count() or 1)
-    geometry = runtime.manifest.geometry
+    geometry, temperature = runtime.manifest.geometry, runtime.manifest.temperature()
     with ThreadPoolExecutor(workers) as pool, closing(_decoded(pool, items, geometry, 2 * batch)) as images:
         while group := list(islice(images, batch)):
             good = [image for _, image in group if isinstance(image, np.ndarray)]
-            rows = iter(_softmax(runtime.logits(np.stack(good))) if good else ())
+            rows = iter(_softmax(runtime.logits(np.stack(good)) / temperature) if good else ())
             for path, image in group:
                 if isinstance(image, np.ndarray):
                     yield Row(path=path, probabilities=next(rows))

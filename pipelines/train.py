@@ -4,7 +4,6 @@ import io
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ import numpy as np
 import torch
 
 from noisyssl import checkpoint
-from noisyssl.baselines import colour_histogram, fit_predict, mean_rgb
 from noisyssl.classifier import Classifier, build_classifier
 from noisyssl.config import Config, TrainConfig
 from noisyssl.errors import ConfigError, DataError
 from noisyssl.evaluation import figures
-from noisyssl.images import BadImage, evaluation_view
 from noisyssl.machine import versions
 from noisyssl.noise import parse
 from noisyssl.objective import Given
 from noisyssl.objectives import build_objective
+from noisyssl.pipelines import after
+from noisyssl.pipelines.baselines import baseline_logits
 from noisyssl.pipelines.choosing import Choices
 from noisyssl.pipelines.evaluate import Looks, brief, evaluation_images, logits_of, whole
 from noisyssl.pipelines.fit import fit, prepare
@@ -95,6 +94,7 @@ def train(
     resumed = run.restore(state)
     hold(state.objective, state.epoch < held)
     state.facts.setdefault("pretraining", pretraining)
+    earlier = state.facts.get("seconds", 0.0)
     loader = open_loader(
         samples,
         samples.where("train"),
@@ -127,6 +127,7 @@ def train(
             choices = Choices(stage.choice, state.facts, kept)
 
             def save() -> None:
+                state.facts["seconds"] = earlier + time.monotonic() - began
                 dropped.update(loader.dropped)
                 state.facts["dropped"] = {str(index): reason for index, reason in dropped.items()}
                 run.save(state)
@@ -160,6 +161,10 @@ def train(
         best_epoch = choices.best()
         run.save_weights("last", state.trained().classifier(), {"epoch": stage.epochs})  # type: ignore[operator]
         checkpoint.save(run.checkpoints / "best.safetensors", *kept.weights(best_epoch))
+        best = build_classifier(config.backbone, config.stem, len(samples.classes)).to(device)
+        best.load_state_dict(kept.weights(best_epoch)[0])
+        val_logits = logits_of(best, val_images, device)
+        final_val_logits = logits_of(state.trained().classifier(), val_images, device)  # type: ignore[operator]
         dropped.update(loader.dropped)
         baselines = baseline_logits(samples, labels, test_images, config, dropped)
     last = kept.last()
@@ -168,6 +173,15 @@ def train(
 
     def measured(logits: np.ndarray) -> dict[str, Any]:
         return figures(logits[..., seen, :], truth[test[seen]], groups, samples.classes).to_json()
+
+    held_out, rows = whole(val, dropped), val[whole(val, dropped)]
+    wrong = float((labels[rows] != truth[rows]).mean())
+    kept_logits = after.Logits(
+        val_labels=labels[rows], val_best=val_logits[held_out], val_final=final_val_logits[held_out],
+        test_labels=truth[test[seen]], test_best=kept.get(best_epoch)[seen],
+        test_final=kept.get(stage.epochs)[seen],
+    )  # fmt: skip
+    run.write(after.FILE, kept_logits.to_bytes())
 
     metrics = {
         "stage": "train",
@@ -178,20 +192,25 @@ def train(
             "epoch": best_epoch,
             "chosen_on": chosen_on(stage),
             "figures": measured(kept.get(best_epoch)),
+            "calibration": after.fitted(kept_logits, "best", noise, wrong),
         },
         "choices": {
             name: {"epoch": epoch, "figures": measured(kept.get(epoch))}
             for name, epoch in choices.epochs().items()
         },
         "last": {"epochs": list(last), "figures": measured(np.stack([kept.get(e) for e in last]))},
-        "final": {"epoch": stage.epochs, "figures": measured(kept.get(stage.epochs))},
+        "final": {
+            "epoch": stage.epochs,
+            "figures": measured(kept.get(stage.epochs)),
+            "calibration": after.fitted(kept_logits, "final", noise, wrong),
+        },
         "baselines": {name: measured(logits) for name, logits in baselines.items()},
         "noise": noise,
         "init": stage.init or None,
         "pretraining": state.facts["pretraining"],
         "images": {split: len(samples.where(split)) for split in ("train", "val", "test")},
         "dropped": {samples.paths[i]: reason for i, reason in dropped.items()},
-        "seconds": time.monotonic() - began,
+        "seconds": earlier + time.monotonic() - began,
         "loader": loader.name,
         "device": str(device),
         "versions": versions(),
@@ -247,37 +266,3 @@ def initialise(network: Classifier, folder: Path, config: Config) -> str:
             )
     network.backbone.load_state_dict(tensors)
     return str(facts["method"])
-
-
-def baseline_logits(
-    samples: Samples,
-    labels: np.ndarray,
-    test_images: np.ndarray,
-    config: Config,
-    dropped: dict[int, str],
-) -> dict[str, np.ndarray]:
-    """Test logits of mean RGB and of a colour histogram, by logistic regression on the same noisy labels.
-
-    A file that broke since the last epoch joins `dropped` with quarantine; otherwise it raises BadImage.
-    """
-
-    def features(index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        try:
-            image = evaluation_view(samples.image(index), config.data.size, config.data.fit)
-        except BadImage as error:
-            if not config.data.quarantine:
-                raise
-            dropped[index] = str(error)
-            return None
-        return mean_rgb(image), colour_histogram(image)
-
-    train = samples.where("train")
-    rows = train[whole(train, dropped)]
-    with ThreadPoolExecutor(config.threads) as pool:
-        both = [pair for pair in pool.map(features, rows.tolist()) if pair is not None]
-    rows, out = rows[whole(rows, dropped)], {}
-    for k, (name, feature) in enumerate((("mean_rgb", mean_rgb), ("colour_histogram", colour_histogram))):
-        tested = np.stack([feature(image) for image in test_images])
-        trained = np.stack([pair[k] for pair in both])
-        out[name] = fit_predict(trained, labels[rows], tested, len(samples.classes))
-    return out

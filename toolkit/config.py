@@ -160,6 +160,8 @@ class ExportConfig:
     """Smallest, usual and largest batch of the engine."""
     tolerance: float = 1e-4
     """Largest allowed difference of a logit between PyTorch and ONNX Runtime."""
+    accuracy: float = 0.0
+    """Wanted accuracy of sure answers, whose threshold the bundle then holds; 0 is none."""
     precision: tuple[str, ...] = ("fp32",)
     """fp32, which every bundle has, and those of fp16 and int8 that are wanted beside it."""
     calibration: int = 512
@@ -181,6 +183,7 @@ class ExportConfig:
         one_of("export.checkpoint", self.checkpoint, ("best", "last"))
         ordered = len(self.profile) == 3 and 1 <= self.profile[0] <= self.profile[1] <= self.profile[2]
         require(ordered, "export.profile", list(self.profile), "three rising batch sizes such as [1, 8, 64]")
+        require(0 <= self.accuracy <= 1, "export.accuracy", self.accuracy, "in [0, 1]")
         require(self.tolerance > 0, "export.tolerance", self.tolerance, "above 0")
         for name in self.precision:
             one_of("export.precision", name, ("fp32", "fp16", "int8"))

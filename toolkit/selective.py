@@ -83,12 +83,20 @@ class Selection:
         return float((self.risk * widths).sum())
 
     def threshold_for(self, accuracy: float) -> tuple[float, float, float] | None:
-        """(threshold, coverage, accuracy) of the largest coverage that is right often enough; or None."""
+        """(threshold, coverage, accuracy) of the largest coverage that is right often enough; or None.
+
+        The threshold lies half-way to the next confidence, so that rounding moves no sample across it.
+        """
         enough = np.flatnonzero(1 - self.risk >= accuracy - 1e-12)
         if not len(enough):
             return None
         place = enough[-1]
-        return float(self.threshold[place]), float(self.coverage[place]), float(1 - self.risk[place])
+        below = self.threshold[place + 1] if place + 1 < len(self.threshold) else 0.0
+        return (
+            float(self.threshold[place] + below) / 2,
+            float(self.coverage[place]),
+            float(1 - self.risk[place]),
+        )
 
 
 def selection(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> Selection:

@@ -19,6 +19,7 @@ def summary(out: Path, manifest: "Manifest") -> list[str]:
         f"gate: {parity['n']} test images, largest logit difference {parity['max_logit_difference']:.1e}, "
         f"{parity['top1_changes']} top-1 changes",
     ]
+    lines += answers_lines(manifest.answers)
     if len(manifest.precisions) > 1:
         lines += precision_table(manifest.precisions)
     for name in sorted(manifest.files):
@@ -31,6 +32,23 @@ def summary(out: Path, manifest: "Manifest") -> list[str]:
         why = "none was asked for" if flavours() else "run `pip install 'noisyssl[rtx]'` and export again"
         lines.append(f"  no TensorRT engine: {why}")
     lines.append(f"Next: noisyssl predict {out} IMAGES")
+    return lines
+
+
+def answers_lines(answers: dict[str, Any]) -> list[str]:
+    """The temperature, the threshold and what it gives, and what to beware of."""
+    if not answers:
+        return []
+    lines = [f"temperature {answers['temperature']:.3f}, fitted on {answers['fitted_on']}"]
+    if "threshold" in answers:
+        right = answers["test_accuracy"]
+        lines.append(
+            f"sure from probability {answers['threshold']:.4f} on: {100 * answers['test_coverage']:.1f} % of "
+            f"the test images, {'none' if right is None else f'{100 * right:.1f} %'} of them right "
+            f"(wanted: {100 * answers['wanted_accuracy']:g} %)"
+        )
+    if answers["warning"]:
+        lines.append(f"warning: {answers['warning']}")
     return lines
 
 

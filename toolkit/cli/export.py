@@ -33,6 +33,9 @@ def export(
     calibration: Annotated[
         int | None, typer.Option(help="Training images that set the scales of INT8.")
     ] = None,
+    accuracy: Annotated[
+        float | None, typer.Option(help="Wanted accuracy: predict then says which answers are that sure.")
+    ] = None,
     batch: Annotated[
         str | None, typer.Option(help="Smallest, usual and largest batch of the engines: 1,8,64.")
     ] = None,
@@ -54,7 +57,7 @@ def export(
     """
     manifest = write_bundle(
         run, bundle, checkpoint=checkpoint, tensorrt=tensorrt, precision=precision, calibration=calibration,
-        batch=batch, data=data, quarantine=quarantine, settings=set_ or [],
+        accuracy=accuracy, batch=batch, data=data, quarantine=quarantine, settings=set_ or [],
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(asdict(manifest)))
@@ -83,6 +86,7 @@ def write_bundle(
     tensorrt: str | None = None,
     precision: str | None = None,
     calibration: int | None = None,
+    accuracy: float | None = None,
     batch: str | None = None,
     data: Path | None = None,
     quarantine: bool | None = None,
@@ -121,6 +125,7 @@ def write_bundle(
             "export.tensorrt": None if tensorrt is None else ("" if tensorrt == "none" else tensorrt),
             "export.precision": precision,
             "export.calibration": calibration,
+            "export.accuracy": accuracy,
             "export.profile": batch,
         },
     )
@@ -138,7 +143,8 @@ def write_bundle(
     train = calibration_rows(samples, chosen.calibration, config.seed) if lower else test[:0]
     classifier = build_classifier(config.backbone, config.stem, len(samples.classes))
     classifier.load_state_dict(weights)
-    figures = metrics["best" if chosen.checkpoint == "best" else "final"]["figures"]
+    which = "best" if chosen.checkpoint == "best" else "final"
+    answers = _answers(run_folder, metrics, which, chosen.accuracy)
     geometry = (config.data.size, config.data.fit, config.threads)
     with (
         evaluation_images(samples, test, *geometry, dropped=dropped) as images,
@@ -159,7 +165,8 @@ def write_bundle(
             precisions=chosen.precision,
             gates=Gates(**{f.name: getattr(chosen, f.name) for f in fields(Gates)}),
             reduced=int8_saturates() if chosen.int8_range == "auto" else chosen.int8_range == "reduced",
-            figures=figures,
+            figures=metrics[which]["figures"],
+            answers=answers,
             training={
                 "objective": config.train.objective,
                 "pretraining": metrics["pretraining"],
@@ -172,6 +179,29 @@ def write_bundle(
             profile=(chosen.profile[0], chosen.profile[1], chosen.profile[2]),
             tolerance=chosen.tolerance,
         )
+
+
+def _answers(run: Path, metrics: dict[str, Any], which: str, accuracy: float) -> dict[str, Any]:
+    """The temperature that training fitted, and the threshold for `accuracy` where one is wanted.
+
+    Raises:
+        ConfigError: no confidence is right that often, or the run is of an earlier version.
+    """
+    from noisyssl.pipelines.after import Logits, threshold
+
+    fitted = metrics[which].get("calibration")
+    logits = Logits.read(run) if accuracy else None
+    if fitted is None:
+        return {}
+    found: dict[str, Any] = {name: fitted[name] for name in ("temperature", "fitted_on", "warning")}
+    if logits is not None:
+        sure = threshold(logits, which, fitted["temperature"], accuracy)
+        if sure is None:
+            raise ConfigError(
+                f"--accuracy is {accuracy:g}, but no validation answers are right that often; ask for less."
+            )
+        found |= sure
+    return found
 
 
 def _batches(images: "np.ndarray", rows: "np.ndarray") -> "Iterator[np.ndarray]":

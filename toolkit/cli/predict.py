@@ -53,8 +53,8 @@ def predict(
     try:
         where = None if device == "auto" else device
         with open_runtime(bundle, runtime, where, threads, precision) as opened:
-            classes = opened.manifest.classes
-            style: Style = Json(classes) if as_json else Csv(classes) if as_csv else Table(classes)
+            given = opened.manifest.classes, opened.manifest.threshold()
+            style: Style = Json(*given) if as_json else Csv(*given) if as_csv else Table(*given)
             sys.stdout.write(style.start())
             for row in rows_of(opened, items, batch=batch, threads=threads):
                 sys.stdout.write(f"{style.line(row)}\n")
@@ -75,28 +75,30 @@ def predict(
 class Table:
     """Aligned columns: label, probability, path; the path is last, as its length is not known ahead."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = [printable(name) for name in classes]
+    def __init__(self, classes: Sequence[str], threshold: float | None = None) -> None:
+        self.classes, self.threshold = [printable(name) for name in classes], threshold
         self.width = max(len("label"), *map(len, self.classes))
 
     def start(self) -> str:
-        return self._columns("label", "probability", "path") + "\n"
+        return self._columns("label", "probability", "path", "sure") + "\n"
 
     def line(self, row: "Row") -> str:
         if row.probabilities is None:
-            return self._columns("error", "-", printable(f"{row.path}: {row.error}"))
+            return self._columns("error", "-", printable(f"{row.path}: {row.error}"), "-")
         best = int(row.probabilities.argmax())
-        return self._columns(self.classes[best], f"{row.probabilities[best]:.4f}", printable(row.path))
+        sure = "yes" if is_sure(row, self.threshold) else "no"
+        return self._columns(self.classes[best], f"{row.probabilities[best]:.4f}", printable(row.path), sure)
 
-    def _columns(self, label: str, probability: str, path: str) -> str:
-        return f"{label:<{self.width}}  {probability:<11}  {path}"
+    def _columns(self, label: str, probability: str, path: str, sure: str) -> str:
+        middle = "" if self.threshold is None else f"{sure:<4}  "
+        return f"{label:<{self.width}}  {probability:<11}  {middle}{path}"
 
 
 class Json:
-    """One object per line: path, label, probability, probabilities by class; or path, error."""
+    """One object per line: path, label, probability[, sure], probabilities by class; or path, error."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
+    def __init__(self, classes: Sequence[str], threshold: float | None = None) -> None:
+        self.classes, self.threshold = classes, threshold
 
     def start(self) -> str:
         return ""
@@ -109,31 +111,43 @@ class Json:
             best = int(row.probabilities.argmax())
             values = [round(float(value), 6) for value in row.probabilities]
             fields |= {"label": self.classes[best], "probability": values[best]}
+            if self.threshold is not None:
+                fields["sure"] = is_sure(row, self.threshold)
             fields["probabilities"] = dict(zip(self.classes, values, strict=True))
         return json.dumps(fields)
 
 
 class Csv:
-    """path, label, probability, error, then one column `p_CLASS` per class."""
+    """path, label, probability[, sure], error, then one column `p_CLASS` per class."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
+    def __init__(self, classes: Sequence[str], threshold: float | None = None) -> None:
+        self.classes, self.threshold = classes, threshold
 
     def start(self) -> str:
-        header = ["path", "label", "probability", "error", *(f"p_{name}" for name in self.classes)]
-        return self._row(header) + "\n"
+        names = [f"p_{name}" for name in self.classes]
+        return self._row(["path", "label", "probability", *self._sure("sure"), "error", *names]) + "\n"
 
     def line(self, row: "Row") -> str:
         if row.probabilities is None:
-            return self._row([row.path, "", "", row.error or "", *("" for _ in self.classes)])
+            empty = ("" for _ in self.classes)
+            return self._row([row.path, "", "", *self._sure(""), row.error or "", *empty])
         best = int(row.probabilities.argmax())
         values = [f"{value:.6f}" for value in row.probabilities]
-        return self._row([row.path, self.classes[best], values[best], "", *values])
+        sure = self._sure("yes" if is_sure(row, self.threshold) else "no")
+        return self._row([row.path, self.classes[best], values[best], *sure, "", *values])
+
+    def _sure(self, cell: str) -> list[str]:
+        return [] if self.threshold is None else [cell]
 
     def _row(self, cells: Sequence[str]) -> str:
         line = Line()
         csv.writer(line, lineterminator="").writerow([inert(printable(cell)) for cell in cells])
         return line.text
+
+
+def is_sure(row: "Row", threshold: float | None) -> bool:
+    """Whether the row's answer reaches the bundle's threshold; without one every answer does."""
+    return threshold is None or bool(row.probabilities is not None and row.probabilities.max() >= threshold)
 
 
 class Line:

@@ -1,0 +1,119 @@
+"""From training through the bundle to predict: probabilities at its temperature, answers that are sure."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from noisyssl.cli import run
+from noisyssl.deploy import bundle
+from noisyssl.evaluation import softmax
+
+
+def command(*arguments: object) -> int:
+    return run([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def job(tissue, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("answers")
+    assert command(
+        "train", tissue, "--noise", "symmetric:0.3", "--out", folder / "run", "--epochs", "3", "--size", "32",
+        "--batch", "32", "--set", "backbone=resnet18-w16", "--set", "threads=1",
+    ) == 0  # fmt: skip
+    assert command("export", folder / "run", folder / "plain", "--tensorrt", "none") == 0
+    wanted = str(lowest_accuracy(folder / "run") + 0.01)
+    arguments = ["export", folder / "run", folder / "sure", "--tensorrt", "none", "--accuracy", wanted]
+    assert command(*arguments) == 0
+    return folder
+
+
+def lowest_accuracy(folder: Path) -> float:
+    """Of all answers on validation: a little more can be had by leaving some out."""
+    with np.load(folder / "held_out.npz") as kept:
+        return float((kept["val_best"].argmax(axis=1) == kept["val_labels"]).mean())
+
+
+def images(tissue: Path) -> list[Path]:
+    with tissue.open(newline="") as file:
+        return [tissue.parent / row["path"] for row in csv.DictReader(file) if row["split"] == "test"]
+
+
+def test_the_metrics_hold_what_was_fitted_for_best_and_final_weights(job):
+    metrics = json.loads((job / "run" / "metrics.json").read_text())
+    for which in ("best", "final"):
+        found = metrics[which]["calibration"]
+        assert 0.05 <= found["temperature"] <= 20
+        assert 0 <= found["area_under_risk"] <= 1
+        assert found["curve"][-1][0] == 1
+        assert set(found["thresholds"]) == {"0.9", "0.95", "0.99"}
+        assert "% are wrong" in found["warning"]
+
+
+def test_every_bundle_has_the_temperature_and_a_threshold_where_one_was_wanted(job):
+    metrics = json.loads((job / "run" / "metrics.json").read_text())
+    plain, sure = (bundle.read(job / name) for name in ("plain", "sure"))
+    assert plain.temperature() == sure.temperature() == metrics["best"]["calibration"]["temperature"]
+    assert plain.threshold() is None
+    assert sure.answers["validation_accuracy"] >= sure.answers["wanted_accuracy"]
+    assert 0 < sure.answers["validation_coverage"] < 1
+
+
+def test_predict_divides_by_the_temperature_and_says_what_is_sure(job, tissue, capsys):
+    files = images(tissue)
+    manifest = bundle.read(job / "sure")
+    capsys.readouterr()
+    assert command("predict", job / "sure", *files, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    with np.load(job / "run" / "predictions.npz") as kept:
+        expected = softmax(kept["logits"] / manifest.temperature())
+    found = np.array([[row["probabilities"][name] for name in manifest.classes] for row in rows])
+    assert np.abs(found - expected).max() < 1e-4
+    assert [row["sure"] for row in rows] == list(found.max(axis=1) >= manifest.threshold() - 1e-6)
+    assert len({row["sure"] for row in rows}) == 2
+    coverage = np.mean([row["sure"] for row in rows])
+    assert coverage == pytest.approx(manifest.answers["test_coverage"], abs=0.03)
+
+
+def test_table_and_csv_have_the_column_only_where_there_is_a_threshold(job, tissue, capsys):
+    file = images(tissue)[0]
+    capsys.readouterr()
+    for name, has in (("plain", False), ("sure", True)):
+        assert command("predict", job / name, file, "--csv") == 0
+        header = next(csv.reader(io.StringIO(capsys.readouterr().out)))
+        assert ("sure" in header) == has
+        assert command("predict", job / name, file) == 0
+        assert ("sure" in capsys.readouterr().out.splitlines()[0].split()) == has
+
+
+def test_an_accuracy_that_no_confidence_gives_is_refused_and_leaves_nothing(job, tmp_path, capsys):
+    arguments = ["export", job / "run", tmp_path / "b", "--tensorrt", "none", "--accuracy", "1"]
+    code = command(*arguments)
+    said = capsys.readouterr().err
+    if code == 0:  # the surest answers happen to be right
+        assert bundle.read(tmp_path / "b").answers["validation_accuracy"] == 1
+        return
+    assert code == 2
+    assert "no validation answers are right that often; ask for less" in said
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_of_an_earlier_version_is_exported_without_and_says_so_where_it_is_wanted(
+    job, tmp_path, capsys
+):
+
+    old = tmp_path / "old"
+    shutil.copytree(job / "run", old)
+    (old / "held_out.npz").unlink()
+    metrics = json.loads((old / "metrics.json").read_text())
+    for which in ("best", "final"):
+        del metrics[which]["calibration"]
+    (old / "metrics.json").write_text(json.dumps(metrics))
+    assert command("export", old, tmp_path / "a", "--tensorrt", "none", "--accuracy", "0.5") == 2
+    assert "train it again" in capsys.readouterr().err
+    assert command("export", old, tmp_path / "a", "--tensorrt", "none") == 0
+    assert bundle.read(tmp_path / "a").temperature() == 1
