@@ -127,7 +127,11 @@ def _empty(name: str, kind: str) -> Page:
         "config": "",
         "metrics": {},
     }
-    return page | blank | {"name": name, "kind": kind, "stage": "train", "missing": {}, "reliability": None}
+    return (
+        page
+        | blank
+        | {"name": name, "kind": kind, "stage": "train", "missing": {}, "reliability": None, "sure": None}
+    )
 
 
 def _setup(config: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +182,8 @@ def _add_figures(page: Page, metrics: dict[str, Any]) -> None:
         page["best"] = best
         page["confused"] = predictions.confused(page["classes"], best["figures"].get("confusion") or [])
         page["reliability"] = plots.reliability(best["figures"].get("reliability") or [])
+        if best.get("calibration"):
+            page["sure"] = best["calibration"] | {"plot": plots.risk(best["calibration"]["curve"])}
         _add_matrix(
             page, "Confusion matrix", best["figures"].get("confusion"), "true class", "predicted class"
         )

@@ -149,6 +149,18 @@ def reliability(bins: Iterable[dict[str, float | None]]) -> str:
         return svg()
 
 
+def risk(curve: Sequence[Sequence[float]]) -> str:
+    """SVG of the share of wrong answers over the share of images that are answered, surest first."""
+    coverage, wrong = np.asarray(curve, dtype=float).T
+    with _drawing(4.4, 2.7) as (axes, svg):
+        axes.fill_between(coverage, wrong, color=COLOURS["blue"], alpha=0.12, linewidth=0)
+        axes.plot(coverage, wrong, color=COLOURS["blue"], linewidth=1.6)
+        axes.set(xlim=(0, 1.02), ylim=(0, None))
+        axes.set_xlabel("share of the images answered, surest first")
+        axes.set_ylabel("share of them wrong")
+        return svg()
+
+
 def roc(false_rate: Sequence[float], true_rate: Sequence[float]) -> str:
     """SVG of one ROC curve; both rates rise from 0 to 1."""
     keep = np.unique(np.linspace(0, len(false_rate) - 1, MOST_POINTS).astype(int))
