@@ -12,7 +12,7 @@ from noisyssl.batch import Batch
 from noisyssl.errors import ConfigError
 from noisyssl.objective import Given
 from noisyssl.objectives.dividemix import Both, DivideMix
-from noisyssl.selection import no_class_emptied
+from noisyssl.selection import no_class_starved
 
 N, K, B = 60, 3, 16
 LABELS = np.arange(N) % K
@@ -81,7 +81,7 @@ def test_each_network_gets_the_split_of_the_other():
     assert not method.clean[:, 45:].any()  # validation and test rows
     assert float(method.rate) == pytest.approx(0.1, abs=0.01)  # 4 and 5 of 45
     assert 0 < method.facts()["error"] < 0.1
-    assert method.facts()["emptied"] == {}
+    assert method.facts()["refilled"] == {}
     assert not method.facts()["oracle"]
 
 
@@ -195,9 +195,12 @@ def test_the_weight_rises_and_a_short_training_shortens_warm_up_and_ramp():
 def test_a_class_that_nobody_trusts_keeps_its_best():
     losses = np.array([0.1, 0.2, 0.3, 3.0, 2.0, 1.0] + [5.0 - 0.1 * i for i in range(20)])
     labels = np.array([0, 0, 0, 1, 1, 1] + [2] * 20)
-    trusted, emptied = no_class_emptied(losses < 0.25, losses, labels, 4)
-    assert emptied == [1, 2]  # class 3 has no samples at all
+    trusted, refilled = no_class_starved(losses < 0.25, losses, labels, 4)
+    assert refilled == [1, 2]  # class 3 has no samples at all
     assert np.flatnonzero(trusted).tolist() == [0, 1, 5, 24, 25]
+    trusted, refilled = no_class_starved(losses < 1.5, losses, labels, 4, least=0.4)
+    assert refilled == [1, 2]
+    assert np.flatnonzero(trusted).tolist() == [0, 1, 2, 4, 5, *range(18, 26)]
 
 
 def test_an_emptied_class_is_filled_and_reported_and_the_step_stays_finite():
@@ -208,8 +211,10 @@ def test_an_emptied_class_is_filled_and_reported_and_the_step_stays_finite():
     method.before_epoch(against_class_2)
     method.before_epoch(against_class_2)
     kept = (method.clean[:, :45] > 0.5).numpy()
-    assert (kept[:, LABELS[:45] == 2].sum(1) == 2).all()  # a tenth of 15, rounded up
-    assert method.facts()["emptied"] == {"2": 2}
+    assert (
+        kept[:, LABELS[:45] == 2].sum(1) == 5
+    ).all()  # of 15: half of the two thirds kept overall, rounded up
+    assert method.facts()["refilled"] == {"2": 2}
     method.clean.zero_()  # a batch without labelled samples, then one without others
     assert method(batch())["loss"].isfinite()
     method.clean.fill_(1)

@@ -50,7 +50,7 @@ def test_it_is_the_papers_loop():
     assert 0 < pruned.sum() < 12
     assert not logits.grad[pruned].any()
     assert logits.grad[~pruned].any(1).all()
-    assert loss.facts() == {"pruned": pytest.approx(np.mean(p_of_label[:30] < 0.5)), "emptied": {}}
+    assert loss.facts() == {"pruned": pytest.approx(np.mean(p_of_label[:30] < 0.5)), "refilled": {}}
 
 
 def test_it_prunes_on_schedule_and_samples_may_come_back():
@@ -80,7 +80,7 @@ def test_a_class_that_is_pruned_whole_keeps_its_best_and_that_is_a_fact():
         loss.before_epoch(says(p_of_label))
     rows = np.flatnonzero(LABELS[:30] == 1)
     assert rows[loss.kept[rows].numpy() == 1].tolist() == [rows[-1]]  # one of eight: a tenth, rounded up
-    assert loss.facts()["emptied"] == {"1": 1}
+    assert loss.facts()["refilled"] == {"1": 1}
 
 
 def test_a_threshold_of_one_is_refused():

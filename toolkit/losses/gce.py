@@ -17,14 +17,14 @@ from noisyssl.errors import ConfigError
 from noisyssl.losses.base import Loss
 from noisyssl.mixture import cross_entropies
 from noisyssl.objective import Given, Predict
-from noisyssl.selection import no_class_emptied
+from noisyssl.selection import no_class_starved
 
 
 class GeneralizedCrossEntropy(Loss):
     """Mean of (1 - p**q) / q: a confidently contradicted label pulls with weight p**q instead of 1."""
 
     kept: Tensor
-    emptied: Tensor
+    refilled: Tensor
     epochs: Tensor
 
     @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ class GeneralizedCrossEntropy(Loss):
         self.start = given.at_most_a_third(config.start)
         if config.truncate:
             self.register_buffer("kept", torch.ones(given.count))
-            self.register_buffer("emptied", torch.zeros(given.classes, dtype=torch.int64))
+            self.register_buffer("refilled", torch.zeros(given.classes, dtype=torch.int64))
             self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
 
     def formula(self, logits: Tensor, label: Tensor, index: Tensor) -> Tensor:
@@ -77,23 +77,23 @@ class GeneralizedCrossEntropy(Loss):
         self.epochs += 1
 
     def prune(self, predict: Predict) -> None:
-        """Keep the samples whose label has at least the probability k; of an emptied class its best."""
+        """Keep the samples whose label has at least the probability k; of a class with too few the best."""
         assert self.given.labels is not None
         labels = self.given.labels[self.given.train]
         rows, labels = self.given.train[labels >= 0], labels[labels >= 0]
         losses = cross_entropies(predict(rows), labels)
-        kept, emptied = no_class_emptied(
+        kept, refilled = no_class_starved(
             losses <= -math.log(self.truncate), losses, labels, self.given.classes
         )
         self.kept[torch.from_numpy(rows).to(self.kept.device)] = torch.from_numpy(kept).to(self.kept)
-        self.emptied[emptied] += 1
+        self.refilled[refilled] += 1
 
     def facts(self) -> dict[str, Any]:
-        """Share of the training samples that is pruned, and how often each class was left empty."""
+        """Share of the training samples that is pruned, and how often each class was refilled."""
         if not self.truncate:
             return {}
         rows = torch.from_numpy(self.given.train).to(self.kept.device)
         return {
             "pruned": float(1 - self.kept[rows].mean()),
-            "emptied": {str(k): count for k, count in enumerate(self.emptied.tolist()) if count},
+            "refilled": {str(k): count for k, count in enumerate(self.refilled.tolist()) if count},
         }

@@ -10,7 +10,8 @@ arXiv:1905.02249) as its semi-supervised part. Where this departs from the autho
 - The unlabelled term's weight rises from epoch to epoch, not from step to step.
 - The prior of the regulariser is the share of each class among the given labels. With classes of one size it
   is the paper's, which is uniform; with rare ones a uniform prior would make the networks invent them.
-- A class without any labelled sample keeps its best: see `noisyssl.selection`.
+- Each class keeps at least half the share of its labels that is kept overall, those with the smallest losses:
+  see `noisyssl.selection`.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from noisyssl.classifier import Classifier
 from noisyssl.config import require
 from noisyssl.objective import Given, Objective, Predict
 from noisyssl.philox import uniform
-from noisyssl.selection import no_class_emptied
+from noisyssl.selection import LEAST, no_class_starved
 
 STREAM = 2
 """Of a sample's key; MixUp has 1, streams from 65,536 on belong to the loader."""
@@ -48,7 +49,7 @@ class DivideMix(Objective):
     weight: Tensor
     rate: Tensor
     error: Tensor
-    emptied: Tensor
+    refilled: Tensor
     quantiles: Tensor
     epochs: Tensor
 
@@ -100,7 +101,7 @@ class DivideMix(Objective):
         self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("rate", torch.zeros((), dtype=torch.float64))
         self.register_buffer("error", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("emptied", torch.zeros(given.classes, dtype=torch.int64))
+        self.register_buffer("refilled", torch.zeros(given.classes, dtype=torch.int64))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self._divided: bool | None = None
 
@@ -207,11 +208,12 @@ class DivideMix(Objective):
             clean = mixture.clean_probability(losses)
             rates.append(mixture.rate_of(clean))
             kept = clean > self.config.threshold
-            filled, emptied = no_class_emptied(kept, losses, self.labels, len(self.prior))
+            least = max(LEAST, kept.mean() / 2)
+            filled, refilled = no_class_starved(kept, losses, self.labels, len(self.prior), least)
             clean[filled & ~kept] = 1.0
             rows = torch.from_numpy(self.rows).to(self.clean.device)
             self.clean[number, rows] = torch.from_numpy(clean).to(self.clean)
-            self.emptied[emptied] += 1
+            self.refilled[refilled] += 1
         self.rate.fill_(sum(rate for rate, _ in rates) / 2)
         self.error.fill_(max(error for _, error in rates))
 
@@ -222,13 +224,13 @@ class DivideMix(Objective):
         return self._divided
 
     def facts(self) -> dict[str, Any]:
-        """Noise rate of the last split with its standard error; how often each class was left empty."""
+        """Noise rate of the last split with its standard error; how often each class was refilled."""
         return {
             "noise_rate": float(self.rate),
             "error": float(self.error),
             "oracle": False,
             "warmup": self.warmup,
-            "emptied": {str(k): count for k, count in enumerate(self.emptied.tolist()) if count},
+            "refilled": {str(k): count for k, count in enumerate(self.refilled.tolist()) if count},
         }
 
     def apart(self) -> tuple[nn.Module, ...]:
