@@ -13,6 +13,7 @@ RUNTIMES = {  # name: (class, extra that installs it)
     "onnx": ("noisyssl.deploy.run_onnx:OnnxRuntime", "onnx"),
     "tensorrt": ("noisyssl.deploy.run_tensorrt:TensorRTRuntime", "rtx"),
     "torch": ("noisyssl.deploy.run_torch:TorchRuntime", "train"),
+    "triton": ("noisyssl.deploy.run_triton:TritonRuntime", "triton"),
 }
 DEVICES = ("cpu", "cuda")
 
@@ -22,7 +23,7 @@ class Runtime(Protocol):
 
     manifest: Manifest
     device: str
-    """Where it computes: cpu or cuda."""
+    """Where it computes: cpu, cuda, or the server of a client."""
 
     def __enter__(self) -> "Runtime": ...
     def __exit__(self, *exc: object) -> None: ...

@@ -19,6 +19,7 @@ from noisyssl.cli import (
     bench,
     build,
     data,
+    deploy,
     doctor,
     engine,
     evaluate,
@@ -26,6 +27,7 @@ from noisyssl.cli import (
     predict,
     probe,
     report,
+    serve,
     training,
 )
 from noisyssl.errors import ConfigError, NoisySSLError, TrainingError
@@ -71,6 +73,8 @@ app.command()(audit.audit)
 app.command()(export.export)
 app.command()(engine.engine)
 app.command()(predict.predict)
+app.add_typer(deploy.app, name="deploy")
+app.command()(serve.serve)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.add_typer(bench.app, name="bench")

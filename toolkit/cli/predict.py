@@ -28,7 +28,9 @@ class Style(Protocol):
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder written by `noisyssl export`.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, or CSVs with a column 'path'.")],
-    runtime: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
+    runtime: Annotated[
+        str, typer.Option(help="onnx, torch, tensorrt, or triton: a running server.")
+    ] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
     batch: Annotated[int, typer.Option(help="Images per call of the runtime.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto: a GPU where there is one.")] = "auto",
