@@ -97,8 +97,9 @@ class Manifest:
     out: see `forms.write`. Empty in bundles of noisyssl 0.1."""
     answers: dict[str, Any] = field(default_factory=dict)
     """What makes probabilities of logits, and which are sure enough: `temperature`, the number that divides
-    all logits; `fitted_on`, `warning`; `threshold`, from which probability on an answer is right as often as
-    `wanted_accuracy`, with its coverage and accuracy on validation and test. Empty: softmax alone."""
+    all logits before softmax, here and in the ONNX files; `fitted_on`, `warning`; `threshold`, from which
+    probability on an answer is right as often as `wanted_accuracy`, with its coverage and accuracy on
+    validation and test. Empty: softmax alone."""
 
     def temperature(self) -> float:
         """The number that divides all logits before softmax."""

@@ -78,12 +78,21 @@ def export_bundle(
             "classes": list(classes), "geometry": {"size": size, "fit": fit}, "checkpoint": checkpoint,
             "training": training, "version": __version__,
         }  # fmt: skip
-        to_onnx.export(classifier, draft / bundle.ONNX, size=size, metadata=bundle.finite(fields))
-        measured, reference, fp32 = parity.measure(classifier, draft / bundle.ONNX, images(), tolerance)
+        temperature = float((answers or {}).get("temperature", 1.0))
+        to_onnx.export(
+            classifier,
+            draft / bundle.ONNX,
+            size=size,
+            metadata=bundle.finite(fields),
+            temperature=temperature,
+        )
+        measured, reference, fp32 = parity.measure(
+            classifier, draft / bundle.ONNX, images(), tolerance, temperature
+        )
         table = forms.write(
             draft, forms.forms_of(precisions), reference=reference, fp32=fp32, images=images,
             calibration=calibration or images, labels=labels, gates=gates or Gates(), tolerance=tolerance,
-            reduced=reduced,
+            reduced=reduced, temperature=temperature,
         )  # fmt: skip
         if tensorrt is not None:
             engines.build(

@@ -35,6 +35,7 @@ def write(
     gates: Gates,
     tolerance: float,
     reduced: bool,
+    temperature: float = 1.0,
 ) -> dict[str, dict[str, Any]]:
     """By form, what was measured: `gates.compare`'s figures, `passed`, `why` not, and how it was made.
 
@@ -46,7 +47,9 @@ def write(
         calibration: training images; they set the INT8 scales and say which nodes FP16 leaves in float32.
         labels: (N,) classes of `images`, -1 where unknown.
         reduced: INT8 weights of 7 bits for the CPU, see `machine.int8_saturates`.
+        temperature: divides the logits before softmax, here as in the files.
     """
+    reference, fp32 = reference / temperature, fp32 / temperature
     base = compare(reference, fp32, softmax(fp32), labels, tolerance)
     table: dict[str, dict[str, Any]] = {"fp32": {"file": ONNX, "passed": True, "why": "", **base}}
     lower = [form for form in forms if form != "fp32"]
@@ -63,7 +66,7 @@ def write(
         else:
             made["reduced_range"] = reduced and form == "int8-cpu"
             quantize.quantise(folder / ONNX, path, form, found, reduced=reduced)
-        table[form] = _judged(form, path, reference, images, labels, gates, made, base)
+        table[form] = _judged(form, path, reference, images, labels, gates, made, base, temperature)
         if not table[form]["passed"]:
             path.unlink()
     return table
@@ -97,6 +100,7 @@ def _judged(
     gates: Gates,
     made: dict[str, Any],
     base: dict[str, Any],
+    temperature: float,
 ) -> dict[str, Any]:
     limits = {k: v for k, v in asdict(gates).items() if k.startswith(form.partition("-")[0])}
     row: dict[str, Any] = {"file": path.name, "passed": False, "why": "", "gates": limits, **made}
@@ -106,7 +110,7 @@ def _judged(
     except ExportError as error:  # not a number, or refused: no figures, and no file either
         return row | {"why": str(error).partition(". ")[0].partition("; ")[0]}
     logits, probabilities = (np.concatenate(part) for part in zip(*outputs, strict=True))
-    row |= compare(reference, logits, probabilities, labels, gates.fp16_difference)
+    row |= compare(reference, logits / temperature, probabilities, labels, gates.fp16_difference)
     broken = fp16_faults(row, gates) if form == "fp16" else int8_faults(row, base, gates)
     return row | {"passed": not broken, "why": "; ".join(broken)}
 

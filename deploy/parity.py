@@ -44,13 +44,18 @@ def check(
 
 
 def measure(
-    classifier: "Classifier", onnx_path: Path, images: Iterable[np.ndarray], tolerance: float = 1e-4
+    classifier: "Classifier",
+    onnx_path: Path,
+    images: Iterable[np.ndarray],
+    tolerance: float = 1e-4,
+    temperature: float = 1.0,
 ) -> tuple[Parity, np.ndarray, np.ndarray]:
     """(parity, (N, K) logits of `classifier`, (N, K) logits of the file) on batches of (B, S, S, 3) uint8.
 
     Raises:
         ExportError: a logit differs by more than `tolerance`, a top-1 class differs although the classifier
-            prefers it by more than that, a value is not finite, or the probabilities are not the softmax.
+            prefers it by more than that, a value is not finite, or the probabilities are not the softmax
+            of logits / `temperature`.
         DataError: there is no image.
         MachineError: ONNX Runtime is not installed.
     """
@@ -73,7 +78,7 @@ def measure(
         _finite(ours[-1], "the classifier")
         found, probabilities = run(batch)
         theirs.append(found)
-        spread = max(spread, float(np.abs(probabilities - _softmax(found)).max()))
+        spread = max(spread, float(np.abs(probabilities - _softmax(found / temperature)).max()))
         n += len(batch)
         first.extend(batch[: max(BATCHES) - len(first)])
     if not n:

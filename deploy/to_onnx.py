@@ -35,11 +35,19 @@ PIXELS = {  # the standard keys of https://onnx.ai/onnx/repo-docs/MetadataProps.
 }
 
 
-def export(classifier: "Classifier", path: Path, *, size: int, metadata: Mapping[str, object]) -> None:
+def export(
+    classifier: "Classifier",
+    path: Path,
+    *,
+    size: int,
+    metadata: Mapping[str, object],
+    temperature: float = 1.0,
+) -> None:
     """Write `classifier` to `path`; the classifier itself stays as it is.
 
     Input `image` is (B, size, size, 3) uint8 RGB with any B; outputs `logits` and `probabilities` are
-    (B, K) float32. The file holds its weights and nothing of the machine that wrote it.
+    (B, K) float32, the latter softmax of logits / `temperature`. The file holds its weights and nothing of
+    the machine that wrote it.
 
     `metadata` is stored as `noisyssl.KEY` in the file; anything but a string is written as JSON.
 
@@ -66,7 +74,7 @@ def export(classifier: "Classifier", path: Path, *, size: int, metadata: Mapping
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # contiguous (weights too, in `folded`): channels-last strides would be traced into Gather nodes
             logits = self.network(image.float().permute(0, 3, 1, 2).contiguous())
-            return logits, logits.softmax(1)
+            return logits, (logits if temperature == 1 else logits / temperature).softmax(1)
 
     served = Served(folded(classifier)).eval()
     example = torch.zeros(

@@ -117,3 +117,14 @@ def test_a_run_of_an_earlier_version_is_exported_without_and_says_so_where_it_is
     assert "train it again" in capsys.readouterr().err
     assert command("export", old, tmp_path / "a", "--tensorrt", "none") == 0
     assert bundle.read(tmp_path / "a").temperature() == 1
+
+
+def test_the_files_own_probabilities_are_at_the_temperature_too(job):
+    import onnxruntime
+
+    manifest = bundle.read(job / "sure")
+    session = onnxruntime.InferenceSession(job / "sure" / "model.onnx", providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    logits, probabilities = session.run(["logits", "probabilities"], {"image": image})
+    assert np.abs(probabilities - softmax(logits / manifest.temperature())).max() < 1e-5
+    assert np.abs(probabilities - softmax(logits)).max() > 1e-3

@@ -69,7 +69,8 @@ def test_the_command_line_and_the_serving_half_need_neither_torch_nor_dali():
         "import noisyssl.deploy.bundle, noisyssl.deploy.runtime, noisyssl.deploy.predict\n"
         "import noisyssl.deploy.run_onnx\n"
         "import noisyssl.deploy.run_tensorrt, noisyssl.deploy.to_tensorrt\n"
-        "import noisyssl.deploy.triton_repository, noisyssl.deploy.triton_server, noisyssl.deploy.triton_parity\n"
+        "import noisyssl.deploy.triton_repository, noisyssl.deploy.triton_server\n"
+        "import noisyssl.deploy.triton_parity\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
