@@ -22,7 +22,9 @@ TIMEOUT_S = 120.0
 class TritonRuntime:
     """`logits` asks the server; the bundle says classes and geometry, and that it is the one served."""
 
-    def __init__(self, folder: Path, device: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, device: str | None = None, threads: int | None = None, precision: str = "fp32"
+    ) -> None:
         if device is not None or threads is not None:
             raise ConfigError(
                 "--device and --threads are the server's matter with runtime triton; leave them out."
@@ -35,7 +37,7 @@ class TritonRuntime:
             place, connection_timeout=10.0, network_timeout=TIMEOUT_S
         )
         try:
-            self._batch = self._largest_batch(bundle_digest(folder), folder)
+            self._batch = self._largest_batch(folder, precision)
         except BaseException:
             self._client.close()  # a server waits for idle connections when it stops
             raise
@@ -52,13 +54,18 @@ class TritonRuntime:
         parts = [self._one(images[i : i + self._batch]) for i in range(0, len(images), self._batch)]
         return np.concatenate([np.empty((0, len(self.manifest.classes)), np.float32), *parts])
 
-    def _largest_batch(self, digest: str, folder: Path) -> int:
+    def _largest_batch(self, folder: Path, precision: str) -> int:
         """What the server takes at once, after it was asked which bundle it serves."""
         config = self._asked(self._client.get_model_config, self._model)
-        if config["parameters"].get("bundle_sha256", {}).get("string_value") != digest:
+        told = {key: value.get("string_value") for key, value in config["parameters"].items()}
+        if told.get("bundle_sha256") != bundle_digest(folder):
             raise BundleError(
                 f"{self._model} at {self._place} serves another bundle than {folder}; "
                 f"name the bundle that it serves, or another server in {ADDRESS}."
+            )
+        if (served := str(told.get("bundle_precision")).partition("-")[0]) != precision:
+            raise ConfigError(
+                f"--precision is {precision}; {self._model} at {self._place} serves {served}. Ask for that."
             )
         return int(config["max_batch_size"])
 

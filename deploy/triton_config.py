@@ -15,6 +15,8 @@ ENGINE_CACHE = "/var/cache/noisyssl"
 """Where a GPU server keeps the engine that ONNX Runtime's TensorRT provider built at the first load."""
 WORKSPACE_BYTES = 1 << 30
 LABELS = "labels.txt"
+ACCELERATORS: Mapping[str, str | None] = {"fp32": "FP32", "fp16": "FP16", "int8": None, "int8-trt": "INT8"}
+"""--precision to how ONNX Runtime's TensorRT provider is asked to run its file; None: it is for CPUs."""
 Plans = Mapping[str, str]
 """Compute capability ("8.6") to the file of its plan."""
 
@@ -30,43 +32,44 @@ def onnx_model(
     *,
     version: int,
     batch: int,
-    precision: str | None,
+    precision: str,
     digest: str,
     threads: int = 0,
 ) -> str:
     """The ONNX variant: TensorRT by ONNX Runtime where there is a GPU, plain ONNX Runtime elsewhere.
 
     Args:
-        precision: FP32, FP16 or INT8 for TensorRT; None for a file that is only for CPUs.
+        precision: one of ACCELERATORS.
         digest: of the bundle's manifest, for clients that compare.
         threads: CPU threads of one run; 0 for one per core.
     """
-    fields = _classifier(name, classes, size, version, batch, digest)
+    fields = _classifier(name, classes, size, version, batch, digest, precision)
     fields |= {"backend": "onnxruntime", "default_model_filename": "model.onnx"}
-    fields["instance_group"] = [{"count": 1, "kind": Word("KIND_AUTO" if precision else "KIND_CPU")}]
+    accelerator = ACCELERATORS[precision]
+    fields["instance_group"] = [{"count": 1, "kind": Word("KIND_AUTO" if accelerator else "KIND_CPU")}]
     if threads:
         fields["parameters"].append({"key": "intra_op_thread_count", "value": {"string_value": str(threads)}})
-    if precision:
+    if accelerator:
         settings = {
-            "precision_mode": precision,
+            "precision_mode": accelerator,
             "max_workspace_size_bytes": str(WORKSPACE_BYTES),
             "trt_engine_cache_enable": "1",
             # ONNX Runtime's own key is the graph, not its weights: another version must not find this engine
-            "trt_engine_cache_path": f"{ENGINE_CACHE}/{digest[:16]}-{precision.lower()}",
+            "trt_engine_cache_path": f"{ENGINE_CACHE}/{digest[:16]}-{precision}",
         }
-        accelerator = {
+        provider = {
             "name": "tensorrt",
             "parameters": [{"key": key, "value": value} for key, value in settings.items()],
         }
-        fields["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [accelerator]}}
+        fields["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": [provider]}}
     return text(fields)
 
 
 def plan_model(
-    name: str, classes: int, size: int, *, version: int, batch: int, plans: Plans, digest: str
+    name: str, classes: int, size: int, *, version: int, batch: int, plans: Plans, precision: str, digest: str
 ) -> str:
     """The TensorRT variant: one plan per compute capability."""
-    fields = _classifier(name, classes, size, version, batch, digest)
+    fields = _classifier(name, classes, size, version, batch, digest, precision)
     fields |= {"backend": "tensorrt", "platform": "tensorrt_plan"}
     fields["instance_group"] = [{"count": 1, "kind": Word("KIND_GPU")}]
     fields["cc_model_filenames"] = [{"key": key, "value": plans[key]} for key in sorted(plans)]
@@ -114,7 +117,9 @@ def ensemble(name: str, view: str, model: str, classes: int, *, version: int, ba
     )
 
 
-def _classifier(name: str, classes: int, size: int, version: int, batch: int, digest: str) -> dict[str, Any]:
+def _classifier(
+    name: str, classes: int, size: int, version: int, batch: int, digest: str, precision: str
+) -> dict[str, Any]:
     return {
         "name": name,
         "max_batch_size": batch,
@@ -123,7 +128,10 @@ def _classifier(name: str, classes: int, size: int, version: int, batch: int, di
         "version_policy": _only(version),
         "dynamic_batching": _batching(batch),
         "model_warmup": [_warmup(count, size) for count in sorted({1, usual(batch), batch})],
-        "parameters": [{"key": "bundle_sha256", "value": {"string_value": digest}}],
+        "parameters": [
+            {"key": "bundle_sha256", "value": {"string_value": digest}},
+            {"key": "bundle_precision", "value": {"string_value": precision}},
+        ],
     }  # fmt: skip
 
 

@@ -8,15 +8,16 @@ from typing import Any
 
 from noisyssl.deploy import bundle
 from noisyssl.deploy.bundle import ONNX, Manifest
+from noisyssl.deploy.onnx_scan import self_contained
 from noisyssl.errors import ConfigError, pick
 
-PRECISIONS: Mapping[str, tuple[str, str | None]] = {
-    "fp32": (ONNX, "FP32"),
-    "fp16": ("model.fp16.onnx", "FP16"),
-    "int8": ("model.int8-cpu.onnx", None),
-    "int8-trt": ("model.int8-trt.onnx", "INT8"),
+FILES: Mapping[str, str] = {
+    "fp32": ONNX,
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8-cpu.onnx",
+    "int8-trt": "model.int8-trt.onnx",
 }
-"""--precision to the bundle's file, and how ONNX Runtime's TensorRT provider is asked to run it."""
+"""--precision to the bundle's file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,16 +52,22 @@ def version(folder: Path, *, precision: str = "fp32", batch: int = 64, threads: 
         raise ConfigError(f"--batch is {batch}; it must lie in 1-1024.")
     if not 0 <= threads <= 1024:
         raise ConfigError(f"--threads is {threads}; it must lie in 1-1024, or be 0 for one per core.")
-    file, accelerator = pick(PRECISIONS, precision, "--precision")
+    file = pick(FILES, precision, "--precision")
     manifest = bundle.read(folder)
     if file not in manifest.files:
-        known = [name for name, (other, _) in PRECISIONS.items() if other in manifest.files]
+        known = [name for name, other in FILES.items() if other in manifest.files]
         raise ConfigError(
             f"--precision is {precision}, but {folder} has no {file}; it has {', '.join(known)}. "
             "Choose one of those, or export the bundle with it."
         )
     plans, smallest, left_out = classic_plans(folder, manifest, precision)
-    files = {"onnxruntime": {"model.onnx": bundle.content(folder, manifest, file)}}
+    graph = bundle.content(folder, manifest, file)
+    self_contained(graph, folder / file)
+    if precision == "int8" and not manifest.precisions.get("int8-cpu", {}).get("reduced_range"):
+        left_out.append(
+            "int8 of this bundle computes wrong sums on a server CPU without VNNI: compare its answers there."
+        )
+    files = {"onnxruntime": {"model.onnx": graph}}
     if plans:
         if smallest < batch:
             raise ConfigError(
@@ -83,7 +90,6 @@ def version(folder: Path, *, precision: str = "fp32", batch: int = 64, threads: 
             "fit": manifest.geometry.fit,
             "precision": precision,
             "threads": threads,
-            "accelerator": accelerator,
             "plans": {capability: _plan_file(capability) for capability in plans},
             "dali": None,
         },

@@ -73,12 +73,13 @@ def configs(record: Mapping[str, Any]) -> dict[str, str]:
                 len(classes),
                 record["size"],
                 plans=version["plans"],
+                precision=version["precision"],
                 digest=version["bundle"],
                 **shared,
             )
         else:
             text = triton_config.onnx_model(
-                model, len(classes), record["size"], precision=version["accelerator"],
+                model, len(classes), record["size"], precision=version["precision"],
                 digest=version["bundle"], threads=version["threads"], **shared,
             )  # fmt: skip
         found[f"{model}/config.pbtxt"] = text

@@ -21,8 +21,7 @@ def serialized(size: int, fit: str, batch: int = 64) -> bytes:
     Raises:
         ConfigError: unknown fit.
     """
-    from nvidia.dali import fn, pipeline_def, types
-
+    fn, types, pipeline_def = _dali().fn, _dali().types, _dali().pipeline_def
     resample = pick(FITS, fit, "data.fit")
 
     @pipeline_def(batch_size=batch, num_threads=2, device_id=None)
@@ -58,9 +57,17 @@ def viewer(graph: bytes) -> Callable[[bytes], np.ndarray | None]:
     return view
 
 
-def _crop(image: Any, size: int, how: dict[str, Any]) -> Any:
-    from nvidia.dali import fn, math, types
+def _dali() -> Any:
+    """The package, imported where it is used; its stubs know less of it than it has."""
+    import nvidia.dali.fn
+    import nvidia.dali.math
+    import nvidia.dali.types
 
+    return nvidia.dali
+
+
+def _crop(image: Any, size: int, how: dict[str, Any]) -> Any:
+    fn, math, types = _dali().fn, _dali().math, _dali().types
     shape = image.shape(dtype=types.FLOAT)
     height, width = shape[0], shape[1]
     side = math.min(height, width)
@@ -70,14 +77,12 @@ def _crop(image: Any, size: int, how: dict[str, Any]) -> Any:
 
 
 def _squash(image: Any, size: int, how: dict[str, Any]) -> Any:
-    from nvidia.dali import fn
-
+    fn = _dali().fn
     return fn.resize(image, size=[size, size], **how)
 
 
 def _pad(image: Any, size: int, how: dict[str, Any]) -> Any:
-    from nvidia.dali import fn, math, types
-
+    fn, math, types = _dali().fn, _dali().math, _dali().types
     shape = image.shape(dtype=types.FLOAT64)
     longer = math.max(shape[0], shape[1])
     rows, columns = (_rounded(shape[i] * size / longer) for i in (0, 1))
@@ -90,8 +95,7 @@ def _pad(image: Any, size: int, how: dict[str, Any]) -> Any:
 
 def _rounded(length: Any) -> Any:
     """Python's `round`, halves to even, and at least 1: a row more or less moves the whole image."""
-    from nvidia.dali import fn, math, types
-
+    fn, math, types = _dali().fn, _dali().math, _dali().types
     near, even = math.floor(length + 0.5), 2 * math.floor(length / 2 + 0.5)
     is_half = fn.cast(near - length == 0.5, dtype=types.FLOAT64)
     return fn.cast(math.max(near - is_half * (near - even), 1.0), dtype=types.FLOAT)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from noisyssl.deploy import triton_config, triton_launch
-from noisyssl.deploy.triton_models import PRECISIONS
+from noisyssl.deploy.triton_models import FILES
 
 pytest.importorskip("tritonclient.grpc", reason="pip install 'noisyssl[triton]'")
 
@@ -18,7 +18,7 @@ def parsed(text: str):
 
 
 def onnx(**changes):
-    settings = {"version": 3, "batch": 64, "precision": "FP32", "digest": "ab" * 32} | changes
+    settings = {"version": 3, "batch": 64, "precision": "fp32", "digest": "ab" * 32} | changes
     return parsed(triton_config.onnx_model("lung", 3, 224, **settings))
 
 
@@ -51,22 +51,29 @@ def test_a_gpu_server_builds_its_engine_and_two_versions_never_share_one():
         .optimization.execution_accelerators.gpu_execution_accelerator[0]
         .parameters["trt_engine_cache_path"]
         for digest in ("ab" * 32, "cd" * 32)
-        for precision in ("FP32", "FP16")
+        for precision in ("fp32", "fp16")
     }
     assert len(paths) == 4  # ONNX Runtime would find an engine of the same graph with other weights
     assert all(path.startswith(f"{triton_config.ENGINE_CACHE}/") for path in paths)
 
 
 def test_a_file_for_cpus_asks_for_no_accelerator():
-    config = onnx(precision=None)
+    config = onnx(precision="int8")
     assert not config.optimization.execution_accelerators.gpu_execution_accelerator
     assert config.instance_group[0].kind == config.instance_group[0].KIND_CPU
-    assert PRECISIONS["int8"] == ("model.int8-cpu.onnx", None)
+    assert FILES["int8"] == "model.int8-cpu.onnx"
 
 
 def test_plans_are_chosen_by_capability():
     text = triton_config.plan_model(
-        "lung_trt", 3, 64, version=1, batch=8, plans={"9.0": "b.plan", "8.6": "a.plan"}, digest="x"
+        "lung_trt",
+        3,
+        64,
+        version=1,
+        batch=8,
+        plans={"9.0": "b.plan", "8.6": "a.plan"},
+        precision="fp32",
+        digest="x",
     )
     config = parsed(text)
     assert dict(config.cc_model_filenames) == {"8.6": "a.plan", "9.0": "b.plan"}

@@ -213,11 +213,12 @@ def test_a_precision_the_bundle_lacks_is_said(exported, capsys, tmp_path):
 
 
 def test_another_precision_is_picked_by_its_name(bundle, tmp_path):
-    (bundle / "model.fp16.onnx").write_bytes(b"half")
+    half = (bundle / "model.onnx").read_bytes() + b"\x1a\x00"  # an empty domain, a file of its own
+    (bundle / "model.fp16.onnx").write_bytes(half)
     digest = bundles.sha256(bundle / "model.fp16.onnx")
     rewritten(bundle, lambda f: f["files"].update({"model.fp16.onnx": digest}))
     repository = made(bundle, tmp_path / "r", precision="fp16")
-    assert (repository.folder / "noisyssl/1/model.onnx").read_bytes() == b"half"
+    assert (repository.folder / "noisyssl/1/model.onnx").read_bytes() == half
     assert 'value: "FP16"' in (repository.folder / "noisyssl/config.pbtxt").read_text()
 
 

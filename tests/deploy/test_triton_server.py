@@ -238,6 +238,8 @@ def test_the_runtime_is_a_client(server, exported, bundle, truth, images, monkey
         assert runtime.logits(many[:0]).shape == (0, 3)
     with pytest.raises(ConfigError, match="--device"):
         open_runtime(exported, "triton", device="cpu")
+    with pytest.raises(ConfigError, match="serves fp32"):
+        open_runtime(exported, "triton", precision="fp16")
     manifest = json.loads((bundle / "manifest.json").read_text())
     from noisyssl.deploy.bundle import own_digest
 
