@@ -47,6 +47,7 @@ DQ = [("DEQUANTIZE", ["q:INT8"], "a"), ("DEQUANTIZE", ["v:INT8"], "w")]
         ([*DQ, conv("FLOAT"), conv("FLOAT"), ("MATRIX_MULTIPLY", ["x:HALF", "y:HALF"], "z")], "int8"),
         ([DQ[0], conv("FLOAT")], "fp32"),  # weights that were never quantised
         ([DQ[0], conv("FLOAT", weight="u"), DQ[1]], "fp32"),
+        ([DQ[0], ("CONVOLUTION", ["a:FLOAT"], "c")], "fp32"),  # weights inside the layer
         ([conv("BF16")], "bf16"),
     ],
 )
