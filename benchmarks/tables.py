@@ -91,6 +91,8 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "growth": generic,
     "audit": partial(generic, ignore=("looking, s",)),
     "features": generic,
+    "noise": generic,
+    "serving": generic,
     "step": generic,
     "inference": generic,
     "engines": generic,

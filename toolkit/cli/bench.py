@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.bench_engines import engines
 from noisyssl.cli.bench_noise import noise
 from noisyssl.cli.bench_records import Out, Runs, Threads, tell
+from noisyssl.cli.bench_serving import serving
 from noisyssl.cli.options import Json, Modality, Set, open_data, resolve
 from noisyssl.cli.progress import tell as say
 
@@ -243,7 +245,8 @@ def growth(
     tell(measure(largest, threads_of(threads), parts=parts), out, as_json)
 
 
-app.command()(noise)
+for command in (noise, engines, serving):
+    app.command()(command)
 
 
 @app.command("all")
@@ -256,7 +259,7 @@ def everything(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Loading, feeding, step, inference, scan, scaling, growth and kill, one after the other."""
+    """Loading, feeding, step, inference, engines, serving, scan, scaling, growth and kill in turn."""
     from noisyssl.benchmarks.records import RESULTS
 
     commands: dict[str, Any] = {
@@ -264,6 +267,8 @@ def everything(
         "feeding": feeding,
         "step": step,
         "inference": inference,
+        "engines": engines,
+        "serving": serving,
         "scan": scan,
         "scaling": scaling,
         "growth": growth,

@@ -1,14 +1,20 @@
-"""`noisyssl bench serving`: figure 3, one record per case."""
+"""`noisyssl bench serving`: what Triton costs, and what batching requests together gives."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-if TYPE_CHECKING:
-    from noisyssl.benchmarks.records import Record
+import typer
+
+from noisyssl.cli.bench_records import Out, tell
+from noisyssl.cli.options import Json
 
 
-def serving(rounds: int = 15, requests: int = 10_000) -> "Iterator[Record]":
-    """Records of dynamic batching, the overhead of a call, and compared answers."""
+def serving(
+    rounds: Annotated[int, typer.Option(help="Turns of each side.")] = 15,
+    requests: Annotated[int, typer.Option(help="Answers that are compared with the model's own.")] = 10_000,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Real Triton with real clients: dynamic batching, the cost of a call, whether every answer is right."""
     from noisyssl.benchmarks.serving import measure
 
-    return measure(rounds=rounds, requests=requests)
+    tell(measure(rounds=rounds, requests=requests), out, as_json)
