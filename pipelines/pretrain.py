@@ -174,5 +174,5 @@ def backbone_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return Run.open(folder, "pretrain").weights("last")
 
 
-def _no_logits(indices: Any) -> Any:
+def _no_logits(indices: Any, module: Any = None) -> Any:
     raise AssertionError("pretraining has no logits")

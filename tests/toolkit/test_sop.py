@@ -92,6 +92,23 @@ def test_a_step_does_not_hang_on_the_size_of_the_batch():
     torch.testing.assert_close(whole.v, parts.v, rtol=1e-5, atol=0)
 
 
+def test_a_short_training_takes_longer_steps_and_a_long_one_the_papers():
+    def moved(epochs):
+        given = Given(count=20, train=torch.arange(20).numpy(), classes=4, epochs=epochs)
+        loss, (logits, label, index) = (
+            SparseOverParameterisation(SparseOverParameterisation.Config(), given),
+            batch(),
+        )
+        loss.u.fill_(0.01), loss.v.fill_(0.01)
+        loss(logits, label, index)
+        return (loss.u[index] - 0.01), (loss.v[index] - 0.01)
+
+    for short, paper in zip(moved(30), moved(120), strict=True):
+        torch.testing.assert_close(short, 4 * paper, rtol=1e-3, atol=1e-6)
+    for long, unknown in zip(moved(500), moved(None), strict=True):
+        assert torch.equal(long, unknown)
+
+
 def test_negative_rates_are_refused():
     with pytest.raises(ConfigError, match=r"train\.sop\.lr_u is -1\.0; it must be 0 or above"):
         SparseOverParameterisation.Config(lr_u=-1.0)

@@ -25,6 +25,9 @@ START = 1e-8
 """Standard deviation of u and v before training."""
 BATCH = 128
 """The paper's batch, to which its learning rates of u and v belong."""
+EPOCHS = 120
+"""The paper's training. u and v grow by a factor at each visit: a shorter one takes longer steps, or they
+would still be nothing at its end."""
 
 
 class SparseOverParameterisation(Loss):
@@ -36,7 +39,8 @@ class SparseOverParameterisation(Loss):
     @dataclass(frozen=True, kw_only=True, slots=True)
     class Config:
         lr_u: float = 10.0
-        """Learning rate of u over batches of 128, whatever the batch; the paper takes 10 for 10 classes."""
+        """Learning rate of u for batches of 128 and 120 epochs, from which the steps of other batches and of
+        shorter trainings follow; the paper takes 10 for 10 classes."""
         lr_v: float = 10.0
         """Of v; the paper takes 10 for symmetric noise and 100 for asymmetric."""
 
@@ -46,6 +50,7 @@ class SparseOverParameterisation(Loss):
 
     def __init__(self, config: Config, given: Given) -> None:
         super().__init__(config, given)
+        self.longer = max(1.0, EPOCHS / (given.epochs or EPOCHS)) / BATCH
         self.register_buffer("u", START * torch.randn(given.count, 1))
         self.register_buffer("v", START * torch.randn(given.count, given.classes))
 
@@ -65,8 +70,8 @@ class SparseOverParameterisation(Loss):
                     own > FLOOR * whole, 1 / whole - 1 / own, 0
                 )  # of the cross entropy along u^2
                 pull = pull + 2 * (off * y).sum(1, keepdim=True)
-                u = u - self.config.lr_u / BATCH * 2 * u * torch.where(u**2 <= 1, pull, 0)
-                v = v + self.config.lr_v / BATCH * 4 * v * torch.where(v**2 <= 1, off * (1 - y), 0)
+                u = u - self.config.lr_u * self.longer * 2 * u * torch.where(u**2 <= 1, pull, 0)
+                v = v + self.config.lr_v * self.longer * 4 * v * torch.where(v**2 <= 1, off * (1 - y), 0)
                 remember(self.u, index, u.to(self.u))
                 remember(self.v, index, v.to(self.v))
         return (entropy + off.square().sum(1)).mean()
