@@ -1,7 +1,7 @@
 """Question "serving": what Triton costs, what dynamic batching gives, and whether every answer is right.
 
-Real servers on this machine (`deploy.triton_server`) and clients over HTTP and gRPC. The
-sides of one case take turns in one process.
+Real servers on this machine (`deploy.triton_server`) and clients over HTTP and gRPC. The sides of
+one case take turns in one process.
 """
 
 import http.client

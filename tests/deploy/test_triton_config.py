@@ -31,7 +31,7 @@ def test_the_onnx_variant_is_complete():
         ("probabilities", [3], "labels.txt"),
     ]
     assert list(config.version_policy.specific.versions) == [3]
-    assert list(config.dynamic_batching.preferred_batch_size) == [8, 64]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 1000
     policy = config.dynamic_batching.default_queue_policy
     assert policy.timeout_action == policy.REJECT
     assert policy.max_queue_size > 0
