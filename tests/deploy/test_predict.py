@@ -18,7 +18,9 @@ COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
 
 
 class Runtime:
-    manifest = SimpleNamespace(geometry=Geometry(size=8, fit="crop"), classes=tuple(COLOURS))
+    manifest = SimpleNamespace(
+        geometry=Geometry(size=8, fit="crop"), classes=tuple(COLOURS), temperature=lambda: 1.0
+    )
     device = "cpu"
 
     def __init__(self):
