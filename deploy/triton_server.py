@@ -77,7 +77,7 @@ class Server:
         try:
             self._start()
             self._wait()
-            self._at_start = self._counted()  # the warm-up
+            self._at_start = self._settled()  # the warm-up
         except BaseException:
             self.__exit__()
             raise
@@ -111,6 +111,14 @@ class Server:
         """Requests that the classifier answered and refused since it was ready, by the server's metrics."""
         now = self._counted()
         return {kind: now[kind] - self._at_start[kind] for kind in now}
+
+    def _settled(self) -> dict[str, int]:
+        """What is counted once it rests: a run is counted after its answers went out."""
+        found, now = None, self._counted()
+        while now != found:
+            time.sleep(0.1)
+            found, now = now, self._counted()
+        return now
 
     def _counted(self) -> dict[str, int]:
         model = re.escape(self.repository.record["name"])
