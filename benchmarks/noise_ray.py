@@ -60,7 +60,10 @@ def run_all(grid: Grid, place: Place, say: Callable[[str], None]) -> None:
     import ray
 
     config = noise.settled(grid.config(grid.cells[0]))
-    share = {"num_cpus": config.threads, "num_gpus": 1 if device_of(config.device).type == "cuda" else 0}
+    share: dict[str, Any] = {
+        "num_cpus": config.threads,
+        "num_gpus": 1 if device_of(config.device).type == "cuda" else 0,
+    }
     start_task = ray.remote(**share, max_retries=0)(_pretrain)
     cell_task = ray.remote(**share, max_retries=0)(_cell)
     starts: dict[Any, Any] = {}

@@ -104,9 +104,8 @@ def curves(
                 values = [float("nan") if value is None else value for value in line.y]
                 axes.plot(line.x, values, marker="o", markersize=3, **style)
             if line.band is not None:
-                axes.fill_between(
-                    line.x, *zip(*line.band, strict=True), color=COLOURS[line.colour], alpha=0.15, linewidth=0
-                )
+                low, high = np.array(line.band).T
+                axes.fill_between(line.x, low, high, color=COLOURS[line.colour], alpha=0.15, linewidth=0)
             ends.append((float(drawn[-1]), float(xs[-1]), line))
         if log and all(value > 0 for line in lines for value in line.y if value is not None):
             axes.set_yscale("log")

@@ -103,8 +103,8 @@ class Choices:
 
     def epochs(self) -> dict[str, int]:
         """The epoch that each rule takes so far, by its name; empty before the first look."""
-        rules = [self.validation] if self.stability is None else [self.validation, self.stability]
-        return {rule.name: rule.facts["epoch"] for rule in rules if "epoch" in rule.facts}
+        rules = (self.validation, self.stability)
+        return {rule.name: rule.facts["epoch"] for rule in rules if rule and "epoch" in rule.facts}
 
     def best(self) -> int:
         """The epoch that BEST is."""
