@@ -6,6 +6,7 @@ not end the others: only what would fail them all does, such as a full disk.
 """
 
 import json
+import shutil
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 from noisyssl.benchmarks.noise_grid import RANDOM, Cell, Grid
 from noisyssl.config import Config
 from noisyssl.disk import write_whole
-from noisyssl.errors import ConfigError, MachineError, NoisySSLError, Stopped
+from noisyssl.errors import DataError, ExportError, MachineError, NoisySSLError, Stopped
 from noisyssl.pipelines import pretrain, train
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
@@ -44,6 +45,10 @@ class Place:
 
     def bundle(self, cell: Cell) -> Path:
         return self.folder / "bundles" / cell.name
+
+    def served(self, cell: Cell) -> Path:
+        """What the bundle of a cell says of itself, or why there is none."""
+        return self.folder / "bundles" / f"{cell.name}.json"
 
     def failure(self, cell: Cell) -> Path:
         return self.folder / "failed" / f"{cell.name}.json"
@@ -91,6 +96,8 @@ def run_all(
             raise Stopped(signal)
         say(f"{told} ...")
         say(f"{told}: {run_cell(grid, place, cell, samples, stopped)}")
+    if signal := stopped():
+        raise Stopped(signal)
 
 
 def run_cell(grid: Grid, place: Place, cell: Cell, samples: Samples, stopped: Stop = lambda: None) -> str:
@@ -136,21 +143,26 @@ def stage(
     return run.metrics()
 
 
-def export_all(grid: Grid, place: Place, export: Export, say: Callable[[str], None]) -> None:
-    """Bundles of the trained cells that the grid exports; a gate that fails is kept as found."""
+def export_all(grid: Grid, place: Place, export: Export, say: Callable[[str], None]) -> list[str]:
+    """Bundles of the trained cells that the grid exports; what was refused, in words.
+
+    The report shows what was refused, and the same command tries it again.
+    """
+    refused = []
     for cell in grid.exported:
-        kept = place.bundle(cell).with_suffix(".json")
-        if kept.is_file() or not (place.cell(cell) / "metrics.json").is_file():
+        kept = place.served(cell)
+        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {"error": ""}
+        if "error" not in known or not (place.cell(cell) / "metrics.json").is_file():
             continue
         say(f"exporting {cell.name} ...")
+        shutil.rmtree(place.bundle(cell), ignore_errors=True)  # of a run that was killed before it said so
         try:
             found = export(place.cell(cell), place.bundle(cell), grid.precisions)
-        except (MachineError, ConfigError):
-            raise
-        except NoisySSLError as error:
+        except (ExportError, DataError) as error:
             found = {"error": str(error)}
-        kept.parent.mkdir(parents=True, exist_ok=True)
+            refused.append(f"{cell.name}: {error}")
         write_whole(kept, json.dumps(found) + "\n")
+    return refused
 
 
 def failures(grid: Grid, place: Place) -> dict[str, str]:

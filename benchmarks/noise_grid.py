@@ -16,6 +16,7 @@ objective = ["ce"]
 precision = ["fp32", "int8"]
 """
 
+import copy
 import re
 import tomllib
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ class Grid:
 
     def config(self, cell: Cell, init: Path | None = None) -> Config:
         """The configuration of a cell; `init` is its pretraining run."""
-        tree = {name: dict(value) if isinstance(value, dict) else value for name, value in self.tree.items()}
+        tree = copy.deepcopy(self.tree)
         merge(tree.setdefault("train", {}), self.variants.get(cell.objective, {"objective": cell.objective}))
         tree["train"] |= {"noise": cell.noise, "noise_seed": cell.seed, "init": str(init or "")}
         tree["seed"] = cell.seed
@@ -182,6 +183,16 @@ def chosen(
     known(table, EXPORT, f"{where}, [export]")
     wanted = {name: set(listed(table[name], name, where)) for name in EXPORT[:3] if name in table}
     seeds = set(listed(table.get("seeds", [min(cell.seed for cell in cells)]), "seeds", where))
+    for name, allowed in wanted.items():
+        if strange := allowed - {getattr(cell, name) for cell in cells}:
+            there = sorted({getattr(cell, name) for cell in cells})
+            raise ConfigError(
+                f"{where}: [export] names {name} {sorted(map(str, strange))[0]!r}, but no cell has it; "
+                f"those are {', '.join(there)}."
+            )
+    precisions = listed(table.get("precision", ["fp32"]), "precision", where)
+    for name in precisions:
+        pick(dict.fromkeys(("fp32", "fp16", "int8")), name, f"{where}: precision")
     found = tuple(
         cell
         for cell in cells
@@ -191,7 +202,7 @@ def chosen(
         raise ConfigError(
             f"{where}: [export] names no cell of the grid; leave an axis out to take all of it."
         )
-    return found, tuple(listed(table.get("precision", ["fp32"]), "precision", where))
+    return found, tuple(precisions)
 
 
 def listed(value: Any, name: str, where: str) -> list[Any]:

@@ -100,7 +100,7 @@ def bundles(grid: Grid, place: Place) -> list[Row]:
     """One row for each exported cell and precision: what the file that is served gives on the test images."""
     out: list[Row] = []
     for cell in grid.exported:
-        path = place.bundle(cell).with_suffix(".json")
+        path = place.served(cell)
         if not path.is_file():
             continue
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -138,7 +138,8 @@ def curves(rows: list[Row]) -> list[tuple[str, str]]:
     for row in rows:
         noise = parse(row["noise"])
         if noise.rate is not None and noise.kind != "none":
-            kinds.setdefault(noise.kind, {}).setdefault(noise.rate, []).append(row)
+            kind = f"{noise.kind}:{noise.source}" if noise.source else noise.kind
+            kinds.setdefault(kind, {}).setdefault(noise.rate, []).append(row)
     clean = [row for row in rows if row["noise"] == "none"]
     found = []
     for kind, rates in kinds.items():
@@ -149,12 +150,12 @@ def curves(rows: list[Row]) -> list[tuple[str, str]]:
         names = dict.fromkeys((row["objective"], row["pretraining"]) for own in rates.values() for row in own)
         lines = []
         for place, (objective, start) in enumerate(names):
-            points = sorted(
+            points = [
                 (rate, row["last_balanced_accuracy"])
-                for rate, own in rates.items()
+                for rate, own in sorted(rates.items())
                 for row in own
                 if (row["objective"], row["pretraining"]) == (objective, start)
-            )
+            ]
             lines.append(
                 plots.Line(
                     name=f"{objective}, {start}",
@@ -240,6 +241,8 @@ def gain(one: Row | None) -> str:
     """A signed value and its interval."""
     if one is None:
         return "-"
+    if one["low"] is None:
+        return f"{one['value']:+.3f}"
     return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
 
 

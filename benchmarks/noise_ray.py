@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from noisyssl.benchmarks import noise
 from noisyssl.benchmarks.noise import Place
 from noisyssl.benchmarks.noise_grid import Cell, Grid
-from noisyssl.errors import ConfigError, MachineError
+from noisyssl.errors import ConfigError, MachineError, NoisySSLError
 from noisyssl.pipelines import pretrain
 from noisyssl.pipelines.setup import device_of
 
@@ -68,6 +68,7 @@ def run_all(grid: Grid, place: Place, say: Callable[[str], None]) -> None:
     cell_task = ray.remote(**share, max_retries=0)(_cell)
     starts: dict[Any, Any] = {}
     waiting: dict[Any, Cell] = {}
+    must_hold(share)
     shared = ray.put((grid, place))
     for cell in grid.cells:
         if (place.cell(cell) / "metrics.json").is_file():
@@ -91,8 +92,22 @@ def run_all(grid: Grid, place: Place, say: Callable[[str], None]) -> None:
         say(f"[{count}/{total}] {cell.name}: {told}")
 
 
-def _pretrain(shared: tuple[Grid, Place], cell: Cell) -> None:
-    """The pretraining run of a cell; what goes wrong is said by the cells that need it, which try again."""
+def must_hold(share: dict[str, Any]) -> None:
+    """Raises MachineError if no node of the cluster can ever take one task: it would wait without a word."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node.get("Alive")]
+    if not any(
+        node.get("CPU", 0) >= share["num_cpus"] and node.get("GPU", 0) >= share["num_gpus"] for node in nodes
+    ):
+        raise MachineError(
+            f"no node of the Ray cluster has {share['num_cpus']} CPUs and {share['num_gpus']} GPUs, "
+            "which one training asks for; lower --threads, set device = 'cpu' in the grid, or add a node."
+        )
+
+
+def _pretrain(shared: tuple[Grid, Place], cell: Cell) -> str | None:
+    """Train what a cell starts from; what went wrong, which all cells that need it then say."""
     grid, place = shared
     config = noise.settled(grid.config(cell, folder := place.start(cell)))
     assert folder is not None
@@ -100,11 +115,17 @@ def _pretrain(shared: tuple[Grid, Place], cell: Cell) -> None:
         noise.stage(pretrain, config, noise.opened(config).unlabelled(), folder)
     except MachineError:
         raise
-    except Exception:  # noqa: S110
-        pass
+    except Exception as error:
+        return f"its pretraining failed: {error}"
+    return None
 
 
-def _cell(shared: tuple[Grid, Place], cell: Cell, begun: None) -> str:
+def _cell(shared: tuple[Grid, Place], cell: Cell, unbegun: str | None) -> str:
     grid, place = shared
-    samples = noise.opened(noise.settled(grid.config(cell, place.start(cell))))
+    if unbegun:
+        return noise.failed(place, cell, unbegun)
+    try:
+        samples = noise.opened(noise.settled(grid.config(cell, place.start(cell))))
+    except NoisySSLError as error:  # a node that does not see the data
+        return noise.failed(place, cell, str(error))
     return noise.run_cell(grid, place, cell, samples)

@@ -1,6 +1,7 @@
 """What the finished cells of a noise grid say: mean and spread over seeds, paired gains with intervals."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,7 +34,7 @@ def finished(grid: Grid, place: Place) -> list[Cell]:
 
 def _cell_row(cell: Cell, metrics: Row) -> Row:
     row: Row = {**asdict(cell), "name": cell.name, "realised": metrics["noise"]["realised"]}
-    choices = metrics["choices"]
+    choices = metrics.get("choices") or {"validation": metrics["best"]}  # 0.1.0 knew one rule
     for which, found in (("best", choices["validation"]), ("last", metrics["last"])):
         for name in FIGURES:
             row[f"{which}_{name}"] = found["figures"][name]["value"]
@@ -133,4 +134,5 @@ def _gain(
     first, second = ([side[seed][0][:, np.isin(side[seed][1], rows)] for seed in shared] for side in sides)
     labels, groups = truth_of(samples)[rows], [samples.groups[row] for row in rows]
     found = paired_gain(first, second, labels, groups)
-    return {"value": found.value, "low": found.low, "high": found.high, "seeds": len(shared)}
+    low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
+    return {"value": found.value, "low": low, "high": high, "seeds": len(shared)}

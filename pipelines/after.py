@@ -66,13 +66,15 @@ class Logits:
             raise DataError(f"{run / FILE} is broken ({error}); copy the run again, whole.") from None
 
 
-def fitted(logits: Logits, which: str, noise: Mapping[str, Any], wrong: float) -> dict[str, Any] | None:
+def fitted(
+    logits: Logits, which: str, noise: Mapping[str, Any], wrong: float | None
+) -> dict[str, Any] | None:
     """Temperature and thresholds fitted on validation, and what they give on test; None without labels there.
 
     Args:
         which: best or final.
         noise: what `noisy_labels` says of the labels.
-        wrong: share of the validation labels known to be wrong.
+        wrong: share of the validation labels that are wrong; None if nobody knows.
     """
     labels, (val, test) = logits.val_labels, logits.of(which)
     if not (labels >= 0).any():

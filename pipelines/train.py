@@ -175,7 +175,9 @@ def train(
         return figures(logits[..., seen, :], truth[test[seen]], groups, samples.classes).to_json()
 
     held_out, rows = whole(val, dropped), val[whole(val, dropped)]
-    wrong = float((labels[rows] != truth[rows]).mean())
+    known = rows[labels[rows] >= 0]
+    unchecked = noise["spec"] == "none" and samples.true_labels is None
+    wrong = None if unchecked or not len(known) else float((labels[known] != truth[known]).mean())
     kept_logits = after.Logits(
         val_labels=labels[rows], val_best=val_logits[held_out], val_final=final_val_logits[held_out],
         test_labels=truth[test[seen]], test_best=kept.get(best_epoch)[seen],

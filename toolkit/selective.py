@@ -125,9 +125,9 @@ def warning(rate: float | None, labels: str) -> str | None:
     """What to tell readers of figures fitted on `labels` ("noisy" or "clean"), of which `rate` are wrong."""
     if labels == "clean" or rate == 0:
         return None
-    known = "an unknown share" if rate is None else f"{100 * rate:.0f} %"
+    what = "that nobody checked" if rate is None else f"of which {100 * rate:.0f} % are wrong"
     return (
-        f"temperature and threshold were fitted on validation labels of which {known} are wrong: "
+        f"temperature and threshold were fitted on validation labels {what}: where they are wrong, "
         "confidence is understated and the threshold too strict. "
         "Fit them on re-read labels before you rely on them."
     )

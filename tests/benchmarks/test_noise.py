@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from noisyssl.benchmarks import noise as cells
+from noisyssl.benchmarks import noise_page
 from noisyssl.benchmarks.noise_grid import read_grid
 from noisyssl.benchmarks.noise_summary import cell_rows
 from noisyssl.cli import run
+from noisyssl.errors import ExportError
 
 GRID = """
 recipe = "small"
@@ -204,6 +206,50 @@ def test_a_cell_that_fails_is_listed_and_ends_no_other(two, tissue, tmp_path, mo
     assert bench(two, tissue, tmp_path) == 0
     assert len(figures_of(tmp_path)) == 2
     assert "loss is nan" not in (tmp_path / "report.html").read_text()
+
+
+def test_each_rate_is_exported_by_itself_and_what_is_refused_is_tried_again(whole, grid_file, tmp_path):
+    """The names of two cells differ behind the dot of the rate only; neither run is opened here."""
+    text = grid_file.read_text().replace("rate = [0.4]", "rate = [0.2, 0.4]")
+    (tmp_path / "rates.toml").write_text(text + '[export]\nobjective = ["ce"]\npretraining = ["random"]\n')
+    grid, place = read_grid(str(tmp_path / "rates.toml")), cells.Place(folder=tmp_path)
+    assert len(grid.exported) == 2
+    for cell in grid.exported:
+        place.cell(cell).mkdir(parents=True)
+        (place.cell(cell) / "metrics.json").touch()
+    refuses, asked = [True], []
+
+    def export(run, bundle, precisions):
+        asked.append(run.name)
+        if "0.4" in run.name and refuses:
+            raise ExportError("a logit differs by 1; export again.")
+        return {"of": run.name}
+
+    refused = cells.export_all(grid, place, export, lambda text: None)
+    assert [one.partition(":")[0] for one in refused] == ["random-ce-symmetric-0.4-seed0"]
+    refuses.clear()
+    assert cells.export_all(grid, place, export, lambda text: None) == []
+    assert asked == [*(cell.name for cell in grid.exported), "random-ce-symmetric-0.4-seed0"]
+    for cell in grid.exported:
+        assert json.loads(place.served(cell).read_text()) == {"of": cell.name}
+
+
+def test_two_noises_of_one_kind_and_rate_are_two_plots():
+    def row(noise: str, last: float) -> dict:
+        return {
+            "noise": noise, "objective": "ce", "pretraining": "random",
+            "last_balanced_accuracy": {"mean": last, "sd": 0.01, "values": [last]},
+        }  # fmt: skip
+
+    rows = [row("none", 0.9), row("instance:0.3", 0.8), row("instance:0.3:runs/a", 0.7)]
+    assert [title for title, _ in noise_page.curves(rows)] == [
+        "LAST under instance noise", "LAST under instance:runs/a noise",
+    ]  # fmt: skip
+
+
+def test_a_gain_without_an_interval_is_a_number_alone():
+    assert noise_page.gain({"value": 0.05, "low": None, "high": None, "seeds": 1}) == "+0.050"
+    assert noise_page.gain(None) == "-"
 
 
 def test_a_full_disk_ends_the_grid_and_loses_nothing(two, tissue, tmp_path, monkeypatch, capsys):

@@ -114,3 +114,28 @@ def test_every_shipped_grid_is_valid(path):
     grid = read_grid(path.stem)
     assert grid.cells
     assert path.read_text().startswith("# ")
+
+
+def test_a_variant_changes_no_other_cell(written):
+    text = PLAIN.replace('"frozen"', '"elr", "strong"')
+    text = text.replace("[[grid]]", "[settings.train.elr]\nstrength = 3.0\n[[grid]]")
+    grid = read_grid(written(text + '[variants.strong]\nobjective = "elr"\nelr = { strength = 9.0 }\n'))
+
+    def strength(objective: str) -> float:
+        cell = Cell(pretraining="random", objective=objective, noise="none", seed=0)
+        return grid.config(cell).train.options.strength
+
+    assert (strength("strong"), strength("elr"), strength("strong")) == (9.0, 3.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("export", "message"),
+    [
+        ('precision = ["int9"]', r"precision 'int9' is unknown; .*Did you mean 'int8'\?"),
+        ('noise = ["symmetric"]', r"names noise 'symmetric', but no cell has it; those are .*symmetric:0\.4"),
+        ("seeds = [7]", r"names no cell"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_anything_trains(written, export, message):
+    with pytest.raises(ConfigError, match=message):
+        read_grid(written(PLAIN + f"[export]\n{export}\n"))

@@ -51,7 +51,9 @@ def test_a_threshold_holds_what_it_says_on_both_splits():
         assert found[f"{name}_accuracy"] == pytest.approx((scores.argmax(axis=1) == labels)[sure].mean())
     assert found["validation_accuracy"] >= 0.9
     assert found["test_accuracy"] > 0.85  # of other images: near what was wanted, not above it by right
-    assert after.threshold(logits, "best", temperature, 1.0) is None or found["validation_coverage"] > 0
+    stricter = after.threshold(logits, "best", temperature, 0.95)
+    assert stricter["threshold"] > found["threshold"]
+    assert stricter["validation_coverage"] < found["validation_coverage"]
 
 
 def test_wrong_validation_labels_are_said():

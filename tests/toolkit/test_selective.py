@@ -46,7 +46,7 @@ def test_wrong_labels_make_it_hotter_and_the_warning_says_so():
     flipped = np.where(np.random.default_rng(1).random(len(labels)) < 0.3, (labels + 1) % 4, labels)
     assert fit_temperature(logits, flipped) > 1.3
     assert "30 % are wrong" in warning(0.3, "noisy")
-    assert "an unknown share" in warning(None, "noisy")
+    assert "that nobody checked" in warning(None, "noisy")
     assert warning(0.3, "clean") is None
     assert warning(0.0, "noisy") is None
 

@@ -9,7 +9,7 @@ import typer
 
 from noisyssl.cli.options import Json, open_data
 from noisyssl.cli.progress import tell
-from noisyssl.errors import TrainingError
+from noisyssl.errors import ExportError, TrainingError
 
 if TYPE_CHECKING:
     from noisyssl.benchmarks.records import Record
@@ -33,6 +33,8 @@ def noise(
     from noisyssl.benchmarks.records import write
     from noisyssl.pipelines.signals import caught
 
+    if on != "local" and not threads:
+        threads = 1  # a task each: as many at a time as there are cores, and the same on every node
     asked = read_grid(grid, data, threads or None)
     place = cells.Place(folder=work.absolute())
     first = cells.settled(asked.config(asked.cells[0]))
@@ -47,8 +49,11 @@ def noise(
     else:
         with caught() as stopped:
             cells.run_all(asked, place, samples, tell, stopped)
-    cells.export_all(asked, place, exported, tell)
-    found = noise_page.write(asked, place, samples)
+    found = noise_page.write(asked, place, samples)  # before exports, which may be refused
+    if refused := cells.export_all(asked, place, exported, tell) if asked.exported else []:
+        tell(f"{len(refused)} of {len(asked.exported)} cells could not be exported; the report says why.")
+    if asked.exported:
+        found = noise_page.write(asked, place, samples)
     _tell(found, place.folder, out, as_json)
     if out is not None:
         write(out, found)
@@ -59,6 +64,8 @@ def noise(
             f"first {name}: {error.strip().splitlines()[-1]} "
             "The others are in the report; the same command tries the failed ones again."
         )
+    if refused:
+        raise ExportError(f"{refused[0]} Accuracies are in the report; the same command exports again.")
 
 
 def exported(run: Path, bundle: Path, precisions: tuple[str, ...]) -> dict[str, Any]:

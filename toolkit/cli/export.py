@@ -191,6 +191,11 @@ def _answers(run: Path, metrics: dict[str, Any], which: str, accuracy: float) ->
 
     fitted = metrics[which].get("calibration")
     logits = Logits.read(run) if accuracy else None
+    if fitted is None and accuracy:
+        raise ConfigError(
+            f"--accuracy is {accuracy:g}, but {run} has no labelled validation images to fit it on; "
+            "leave it out."
+        )
     if fitted is None:
         return {}
     found: dict[str, Any] = {name: fitted[name] for name in ("temperature", "fitted_on", "warning")}
