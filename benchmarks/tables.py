@@ -91,7 +91,9 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "growth": generic,
     "audit": partial(generic, ignore=("looking, s",)),
     "features": generic,
-    "noise": generic,
+    "noise": partial(
+        generic, ignore=("grid", "training images", "validation images", "test images", "pretraining epochs")
+    ),
     "serving": generic,
     "step": generic,
     "inference": generic,

@@ -211,6 +211,12 @@ def parse(folder: Path) -> Manifest:
             manifest.geometry.size != size or manifest.geometry.fit not in FITS
         ),
         f"files lacks {ONNX}; every bundle has it": ONNX not in manifest.files,
+        f"answers has temperature {short(manifest.answers.get('temperature'))}; it must be above 0": (
+            not _lies_in(manifest.answers.get("temperature", 1.0), 1e-6, 1e6)
+        ),
+        f"answers has threshold {short(manifest.answers.get('threshold'))}; it must lie in 0-1": (
+            not _lies_in(manifest.answers.get("threshold", 0.0), 0.0, 1.0)
+        ),
     }
     for name, digest in manifest.files.items():
         faults[f"files lists {short(name)}; only NAME and engines/NAME are allowed"] = not NAME.fullmatch(
@@ -225,6 +231,10 @@ def parse(folder: Path) -> Manifest:
             f"{path} was altered: its own SHA-256 differs. Do not serve it; copy the bundle again."
         )
     return manifest
+
+
+def _lies_in(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def sha256(path: Path) -> str:

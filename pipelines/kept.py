@@ -9,6 +9,7 @@ import torch
 
 from noisyssl import checkpoint
 from noisyssl.classifier import Classifier
+from noisyssl.errors import DataError
 from noisyssl.pipelines.run import KEEP, Run
 
 LAST = 5
@@ -29,7 +30,7 @@ class Kept:
 
     def get(self, epoch: int) -> np.ndarray:
         """(M, K) float32 logits on the test split after that epoch."""
-        return np.load(self.run.folder / f"logits/test-{epoch:04}.npy", allow_pickle=False)
+        return self._load(f"test-{epoch:04}.npy")
 
     def put_predicted(self, epoch: int, classes: np.ndarray) -> None:
         buffer = io.BytesIO()
@@ -38,7 +39,14 @@ class Kept:
 
     def predicted(self, epoch: int) -> np.ndarray:
         """(M,) int32 classes predicted for the training images after that epoch."""
-        return np.load(self.run.folder / f"logits/predicted-{epoch:04}.npy", allow_pickle=False)
+        return self._load(f"predicted-{epoch:04}.npy")
+
+    def _load(self, name: str) -> np.ndarray:
+        path = self.run.folder / "logits" / name
+        try:
+            return np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist; copy the run again, whole.") from None
 
     def put_weights(self, epoch: int, module: Classifier) -> None:
         self.run.save_weights(f"best-{epoch:04}", module, {"epoch": epoch})

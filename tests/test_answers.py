@@ -128,3 +128,18 @@ def test_the_files_own_probabilities_are_at_the_temperature_too(job):
     logits, probabilities = session.run(["logits", "probabilities"], {"image": image})
     assert np.abs(probabilities - softmax(logits / manifest.temperature())).max() < 1e-5
     assert np.abs(probabilities - softmax(logits)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", "x"), ("temperature", 0), ("threshold", 2.0), ("threshold", True)]
+)
+def test_answers_that_are_none_are_refused_with_exit_6(job, tmp_path, tissue, capsys, name, value):
+    shutil.copytree(job / "sure", tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    fields = json.loads(path.read_text())
+    fields["answers"][name] = value
+    fields.pop("sha256")
+    fields["sha256"] = bundle.own_digest(fields)
+    path.write_text(json.dumps(fields))
+    assert command("predict", tmp_path / "b", images(tissue)[0]) == 6
+    assert f"answers has {name}" in capsys.readouterr().err

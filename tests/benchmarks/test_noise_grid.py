@@ -82,7 +82,11 @@ def test_noise_and_rate_make_what_the_command_line_takes(kind, rate, spec):
         ("[0, 1]", "[0, -1]", r"seed -1 is no whole number"),
         ("[0, 1]", "[]", r"seeds is an empty list"),
         ("epochs = 3", "epochz = 3", r"epochz.*Did you mean"),
-        ("rate = [0, 0.4]", 'rate = [0, 0.4]\n[export]\nobjective = ["gce"]', r"\[export\] names no cell"),
+        (
+            "rate = [0, 0.4]",
+            'rate = [0, 0.4]\n[export]\nobjective = ["gce"]',
+            r"names objective 'gce', but no",
+        ),
         ("rate = [0, 0.4]", "rate = [0, 0.4", r"is not TOML"),
     ],
 )
