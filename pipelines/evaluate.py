@@ -107,9 +107,18 @@ class Looks:
     in chunks of that size, so neither memory nor disk grows with it.
     """
 
-    def __init__(self, *place: Any) -> None:
-        """`place`: what `evaluation_images` takes after the indices; before them the samples."""
-        self.samples, self.place = place[0], place[1:]
+    def __init__(
+        self,
+        samples: Samples,
+        size: int,
+        fit: str,
+        threads: int,
+        folder: Path | None = None,
+        dropped: dict[int, str] | None = None,
+    ) -> None:
+        """The arguments of `evaluation_images`, but for the indices."""
+        self.samples, self.size, self.dropped = samples, size, dropped
+        self.place = (size, fit, threads, folder, dropped)
         self.indices = np.zeros(0, np.int64)
         self.views = np.zeros(0, np.uint8)
         self.open = ExitStack()
@@ -126,8 +135,7 @@ class Looks:
         Raises:
             BadImage: as `evaluation_images`.
         """
-        size = self.place[0]
-        rows = max(1, HELD // (size * size * 3))
+        rows = max(1, HELD // (self.size * self.size * 3))
         parts = []
         for start in range(0, len(indices), rows):
             chunk = indices[start : start + rows]
@@ -135,6 +143,8 @@ class Looks:
                 self.open.close()
                 self.indices = chunk
                 self.views = self.open.enter_context(evaluation_images(self.samples, chunk, *self.place))
+            if self.dropped:  # also what broke since the last look: a resumed run sees it black
+                self.views[~whole(chunk, self.dropped)] = 0
             parts.append(logits_of(module, self.views, device))
         return np.concatenate(parts)
 

@@ -65,6 +65,7 @@ def build(
     )
     result = main_job(config, out, compare=compare, resume=resume)
     typer.echo(json.dumps(result)) if as_json else _tell(result)
+    _must_have_all(out)
 
 
 def demo(
@@ -145,6 +146,14 @@ def finish(result: dict[str, Any], out: Path, began: float | None) -> dict[str, 
     result["seconds"] = None if began is None else time.monotonic() - began
     write_whole(out / "result.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _must_have_all(out: Path) -> None:
+    """Raises ExportError when the bundle lacks a precision that the settings ask for."""
+    from noisyssl.cli.export import must_have_all
+    from noisyssl.deploy import bundle
+
+    must_have_all(bundle.read(out / "bundle"))
 
 
 def _tell(result: dict[str, Any]) -> None:
