@@ -37,11 +37,13 @@ def convert(
     for tensor in model.graph.initializer:
         if tensor.name in floats:
             largest[tensor.name] = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
-    head = head_of(model.graph)
+    head, outputs = head_of(model.graph), {value.name for value in model.graph.output}
     narrow, islands = set(), []
     for node in model.graph.node:
         names = floats.intersection((*node.input, *node.output))
         if not names or node.name in head or node.op_type in (*SUMS, *TYPED):
+            continue
+        if outputs.intersection(node.input):  # what divides the logits by the temperature
             continue
         if any(largest.get(name, 0.0) > limit for name in names):
             islands.append(node.name)
@@ -107,7 +109,7 @@ def narrowed(model: "onnx.ModelProto", nodes: set[str]) -> "onnx.ModelProto":
             if kind == full or name not in floats:
                 continue
             if name in outputs:
-                node.output[i] = f"{name}.fp16"
+                node.output[i] = copies[name, half] = f"{name}.fp16"
                 changed.append(
                     helper.make_node("Cast", [node.output[i]], [name], name=f"cast {name}", to=full)
                 )

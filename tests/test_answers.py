@@ -143,3 +143,21 @@ def test_answers_that_are_none_are_refused_with_exit_6(job, tmp_path, tissue, ca
     path.write_text(json.dumps(fields))
     assert command("predict", tmp_path / "b", images(tissue)[0]) == 6
     assert f"answers has {name}" in capsys.readouterr().err
+
+
+def test_lower_precisions_are_at_the_temperature_too(job, tmp_path):
+    import onnxruntime
+
+    loose = [f"export.{name}" for name in ("int8_agreement=0", "int8_auroc_drop=1", "fp16_flips=1")]
+    assert command(
+        "export", job / "run", tmp_path / "b", "--tensorrt", "none", "--precision", "fp32,fp16,int8",
+        *(part for one in loose for part in ("--set", one)),
+    ) == 0  # fmt: skip
+    manifest = bundle.read(tmp_path / "b")
+    assert manifest.temperature() != 1
+    assert {form for form, row in manifest.precisions.items() if row["passed"]} == set(bundle.FORMS)
+    image = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    for name in bundle.FORMS.values():
+        session = onnxruntime.InferenceSession(tmp_path / "b" / name, providers=["CPUExecutionProvider"])
+        logits, probabilities = session.run(["logits", "probabilities"], {"image": image})
+        assert np.abs(probabilities - softmax(logits / manifest.temperature())).max() < 1e-3, name
