@@ -92,7 +92,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[Table]]] = {
     "audit": partial(generic, ignore=("looking, s",)),
     "features": generic,
     "noise": partial(
-        generic, ignore=("grid", "training images", "validation images", "test images", "pretraining epochs")
+        generic, ignore=("data", "training images", "validation images", "test images", "pretraining epochs")
     ),
     "serving": generic,
     "step": generic,
