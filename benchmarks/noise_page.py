@@ -187,7 +187,7 @@ def markdown(page: Row) -> str:
         "s",
     )
     parts.append(
-        _table(head, [
+        tables.laid_out(head, [
             (
                 row["noise"], row["objective"], row["pretraining"], row["seeds"], f"{row['realised']:.3f}",
                 spread(row["best_balanced_accuracy"]), spread(row["last_balanced_accuracy"]),
@@ -202,7 +202,7 @@ def markdown(page: Row) -> str:
     )
     if page["choices"]:
         parts.append(
-            _table(("noise", "objective", "pretraining", "BEST by validation", "BEST by stability"), [
+            tables.laid_out(("noise", "objective", "pretraining", "by validation", "by stability"), [
                 (
                     row["noise"], row["objective"], row["pretraining"],
                     spread(row["best_balanced_accuracy"]), spread(row["stable_balanced_accuracy"]),
@@ -211,14 +211,14 @@ def markdown(page: Row) -> str:
             ])
         )  # fmt: skip
     parts.append(
-        _table(("noise", "baseline", "balanced accuracy"), [
+        tables.laid_out(("noise", "baseline", "balanced accuracy"), [
             (noise, name.replace("_", " "), spread(one))
             for noise, own in page["baselines"].items() for name, one in own.items()
         ])
     )  # fmt: skip
     if page["served"]:
         parts.append(
-            _table(("cell", "precision", "balanced accuracy", "flips", "calibration error", "left out"), [
+            tables.laid_out(("cell", "precision", *SERVED, "left out"), [
                 (
                     one["cell"], one["precision"],
                     *(tables.cell(one[key]) for key in BLANK), one["why"] or "",
@@ -244,13 +244,6 @@ def gain(one: Row | None) -> str:
     if one["low"] is None:
         return f"{one['value']:+.3f}"
     return f"{one['value']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |" for line in lines
-    )
 
 
 def _name(path: str) -> str:

@@ -130,13 +130,17 @@ def markdown(many: Sequence[Table]) -> str:
     """Markdown tables with their titles, numbers to the right; below them the notes, each once."""
     parts = []
     for one in many:
-        sides = ["---" if i == 0 else "---:" for i in range(len(one.header))]
-        lines = [one.header, sides, *one.rows]
         title = f"{one.title}:\n\n" if one.title else ""
-        cells = (" | ".join(str(c).replace("|", "\\|") for c in line) for line in lines)
-        parts.append(title + "\n".join(f"| {line} |" for line in cells))
+        parts.append(title + laid_out(one.header, one.rows))
     below = dict.fromkeys(note for one in many for note in one.notes)
     return "\n\n".join([*parts, "\n".join(f"<sub>{note}</sub>" for note in below)]) + "\n"
+
+
+def laid_out(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """One Markdown table; all but the first column to the right."""
+    sides = ["---" if i == 0 else "---:" for i in range(len(header))]
+    cells = (" | ".join(str(c).replace("|", "\\|") for c in line) for line in (header, sides, *rows))
+    return "\n".join(f"| {line} |" for line in cells)
 
 
 def rewrite(text: str, records: Sequence[Record]) -> str:

@@ -33,7 +33,7 @@ def flags(
         "--disable-auto-complete-config",
         "--strict-readiness=true",
         "--exit-on-error=true",
-        "--exit-timeout-secs=10"  # as long as a request may wait; an idle connection is waited for as well,
+        "--exit-timeout-secs=10",  # as long as a request may wait; an idle connection is waited for as well
         "--allow-cpu-metrics=false",
         "--log-info=false",
         "--log-warning=false",

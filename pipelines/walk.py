@@ -27,7 +27,7 @@ def images_below(
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         if beside_images and MASKS.search(entry.name) and entry.is_dir():  # COVID-QU-Ex: they have no label
-            ignored["masks"] += sum(1 for _ in os.scandir(entry.path))
+            ignored["masks"] += sum(1 for _ in images_below(entry.path, "", Counter(), (*above, here)))
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in SUFFIXES:  # a folder named like an image too: the scan says what is wrong with it

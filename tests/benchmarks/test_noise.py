@@ -273,7 +273,7 @@ def test_a_full_disk_ends_the_grid_and_loses_nothing(two, tissue, tmp_path, monk
 
 @pytest.mark.slow
 def test_a_ray_cluster_of_two_workers_gives_the_same_figures(whole, grid_file, tissue, tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs noisyssl[ray]")
     assert bench(grid_file, tissue, tmp_path, "--on", "ray") == 0
     assert figures_of(tmp_path) == figures_of(whole)
     grid = read_grid(str(grid_file))
@@ -282,7 +282,7 @@ def test_a_ray_cluster_of_two_workers_gives_the_same_figures(whole, grid_file, t
 
 @pytest.mark.parametrize("on", ["ray://127.0.0.1:1", "rays", "http://here"])
 def test_a_cluster_that_is_none_is_one_line(grid_file, tissue, tmp_path, capsys, on):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs noisyssl[ray]")
     code = bench(grid_file, tissue, tmp_path, "--on", on)
     assert code == (7 if on.startswith("ray://") else 2)
     said = capsys.readouterr().err.strip().splitlines()[-1]

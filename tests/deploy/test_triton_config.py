@@ -112,7 +112,7 @@ def test_the_launch_line_is_hardened():
 
 
 def test_compose_keeps_triton_inside():
-    yaml = pytest.importorskip("yaml")
+    yaml = pytest.importorskip("yaml", reason="parses compose.yaml; comes with noisyssl[ray]")
     files = triton_launch.files("lung", 100 << 20, gpu_only=True)
     services = yaml.safe_load(files["compose.yaml"])["services"]
     triton, proxy = services["triton"], services["proxy"]
@@ -131,3 +131,13 @@ def test_compose_keeps_triton_inside():
 def test_the_limit_holds_a_batch():
     assert triton_launch.input_limit(64, 64) == 64 << 20
     assert triton_launch.input_limit(64, 1024) >= 64 * 1024 * 1024 * 3
+
+
+@pytest.mark.parametrize("limit", [None, 64 << 20])
+def test_every_flag_of_the_server_is_one_argument(limit):
+    found = triton_launch.flags(
+        "/models", address="127.0.0.1", ports=triton_launch.PORTS, limit=limit, secret="s"
+    )
+    assert all(flag.startswith("--") and flag.count("--") == 1 for flag in found)
+    assert {"--exit-timeout-secs=10", "--allow-cpu-metrics=false", "--model-control-mode=none"} <= set(found)
+    assert {f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")} <= set(found)

@@ -82,7 +82,7 @@ def test_too_few_images_prove_nothing(exported, photos, tmp_path):
 
 
 def test_the_repository_keeps_what_was_measured(exported, photos, tmp_path):
-    pytest.importorskip("nvidia.dali")
+    pytest.importorskip("nvidia.dali", reason="needs noisyssl[train] on Linux")
     command = ["deploy", "triton", str(exported), str(tmp_path / "r"), "--images", str(photos)]
     assert run(command) == 0
     repository = read(tmp_path / "r")

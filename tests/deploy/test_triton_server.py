@@ -20,7 +20,7 @@ from noisyssl.errors import BundleError, ConfigError, MachineError
 from noisyssl.images import decode, evaluation_view
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="pip install 'noisyssl[triton]'")
-web = pytest.importorskip("tritonclient.http")
+web = pytest.importorskip("tritonclient.http", reason="pip install 'noisyssl[triton]'")
 pytest.importorskip("nvidia.dali")
 try:
     triton_install.find()
