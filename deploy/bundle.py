@@ -22,7 +22,7 @@ from typing import Any
 
 from noisyssl.deploy.typed_json import built, short
 from noisyssl.errors import BundleError, ConfigError
-from noisyssl.images import FITS
+from noisyssl.geometry import FITS
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -53,7 +53,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """How an image of any shape becomes the input: `images.evaluation_view(image, size, fit)`."""
+    """How an image of any shape becomes the input: `geometry.evaluation_view(image, size, fit)`."""
 
     size: int
     fit: str

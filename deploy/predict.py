@@ -15,7 +15,8 @@ import numpy as np
 from noisyssl.deploy.bundle import Geometry
 from noisyssl.deploy.runtime import Runtime
 from noisyssl.errors import ConfigError, DataError
-from noisyssl.images import SUFFIXES, BadImage, decode, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import SUFFIXES, BadImage, decode
 
 Item = tuple[str, Path | str]
 """A path as shown to the user, and the file, or a sentence why it is not opened."""

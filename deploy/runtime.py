@@ -80,6 +80,6 @@ def checked(images: np.ndarray, size: int) -> np.ndarray:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
         raise DataError(
             f"images are {images.shape} {images.dtype}; the bundle takes (B, {size}, {size}, 3) uint8. "
-            "Bring them there with noisyssl.images.evaluation_view."
+            "Bring them there with noisyssl.geometry.evaluation_view."
         )
     return np.ascontiguousarray(images)

@@ -10,7 +10,8 @@ import numpy as np
 from noisyssl.deploy.predict import Item
 from noisyssl.deploy.runtime import Runtime
 from noisyssl.errors import DataError, ExportError
-from noisyssl.images import BadImage, decode, evaluation_view, read
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import BadImage, decode, read
 
 MAX_DIFFERENCE = 2.0
 """In grey levels of 255, the mean over images of their mean difference."""
@@ -21,7 +22,7 @@ View = Callable[[bytes], np.ndarray | None]
 
 
 def measure(runtime: Runtime, items: Iterable[Item], view: View) -> dict[str, Any]:
-    """`view` compared with `images.evaluation_view` on files, both through the classifier.
+    """`view` compared with `geometry.evaluation_view` on files, both through the classifier.
 
     A file that only `images` can decode counts as another answer: the server would refuse it. One that
     neither can is left out.

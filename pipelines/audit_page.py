@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from noisyssl.images import evaluation_view
+from noisyssl.geometry import evaluation_view
 from noisyssl.pipelines.audit import Audit
 from noisyssl.pipelines.samples import Samples
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from noisyssl.baselines import colour_histogram, fit_predict, mean_rgb
 from noisyssl.config import Config
-from noisyssl.images import BadImage, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import BadImage
 from noisyssl.pipelines.evaluate import whole
 from noisyssl.pipelines.samples import Samples
 

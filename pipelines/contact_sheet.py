@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from noisyssl.errors import DataError
-from noisyssl.images import evaluation_view
+from noisyssl.geometry import evaluation_view
 from noisyssl.pipelines import compiled
 from noisyssl.pipelines.draws import draw, order
 from noisyssl.pipelines.samples import Samples

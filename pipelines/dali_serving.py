@@ -1,7 +1,7 @@
 """The evaluation view as a DALI graph for a server: bytes of an image file in, (size, size, 3) uint8 out.
 
-It is `images.evaluation_view` in DALI's operators: one antialiased triangular resampling of the same box. The
-serialized graph is the `model.dali` of Triton's DALI backend, which runs it on the CPU.
+It is `geometry.evaluation_view` in DALI's operators: one antialiased triangular resampling of the same box.
+The serialized graph is the `model.dali` of Triton's DALI backend, which runs it on the CPU.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from noisyssl.images import evaluation_box
+from noisyssl.geometry import evaluation_box
 from noisyssl.philox import MASK, philox, uniform
 from noisyssl.views import View
 

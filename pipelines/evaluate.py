@@ -14,7 +14,8 @@ from torch import nn
 
 from noisyssl.disk import disk
 from noisyssl.evaluation import figures
-from noisyssl.images import BadImage, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import BadImage
 from noisyssl.pipelines.samples import Samples
 
 HELD = 1_000_000_000

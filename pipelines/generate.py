@@ -83,29 +83,29 @@ def _gaussian(size: int, sigma: float) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _densities(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
+def _densities(rng: np.random.Generator, label: int, size: int, difficulty: float) -> np.ndarray:
     """(2, size, size) haematoxylin and eosin of one kind, each of mean 1 as far as LEVELLING says."""
     canvas = Canvas(rng, size)
     KINDS[CLASSES[label]](canvas)
     stain = np.clip(np.stack([canvas.haematoxylin, canvas.eosin]), 0, None)
-    stain **= np.exp(rng.normal(0, CONTRAST, (2, 1, 1))).astype(np.float32)
-    return stain / stain.mean(axis=(1, 2), keepdims=True) ** LEVELLING
+    stain **= np.exp(rng.normal(0, CONTRAST * difficulty, (2, 1, 1))).astype(np.float32)
+    return stain / stain.mean(axis=(1, 2), keepdims=True) ** (LEVELLING * difficulty)
 
 
-def paint(seed: int, index: int, size: int) -> tuple[np.ndarray, int, int]:
+def paint(seed: int, index: int, size: int, difficulty: float = 1.0) -> tuple[np.ndarray, int, int]:
     """(size, size, 3) uint8 RGB, label and slide of one image: a function of the arguments alone."""
     number, tile = divmod(index, TILES)
     on = slide(seed, number)
     label = int(on.order[tile])
     rng = np.random.default_rng((seed, 1, index))
-    stain = _densities(rng, label, size)
-    if rng.random() < INTRUSION:
-        other = _densities(rng, int(rng.integers(len(CLASSES))), size)
+    stain = _densities(rng, label, size, difficulty)
+    if rng.random() < INTRUSION * difficulty:
+        other = _densities(rng, int(rng.integers(len(CLASSES))), size, difficulty)
         shape = Canvas(rng, size).smooth(20)
         edge = np.quantile(shape, 1 - rng.uniform(*INTRUDED))
         mask = np.clip((shape - edge) * 4 + 0.5, 0, 1)
         stain += mask * (other - stain)
-    stain *= (on.amounts * np.exp(rng.normal(0, THICKNESS, 2)))[:, None, None].astype(np.float32)
+    stain *= (on.amounts * np.exp(rng.normal(0, THICKNESS * difficulty, 2)))[:, None, None].astype(np.float32)
     focus = _gaussian(size, on.blur)
     stain = focus @ stain @ focus.T
     light = on.white * np.exp(-np.log(10) * np.tensordot(stain, on.stains, (0, 0)))
@@ -130,15 +130,19 @@ def generate(
     count: int = 2000,
     size: int = 64,
     seed: int = 0,
+    difficulty: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes `images/CLASS/SLIDE_NUMBER.png` and `manifest.csv` below `folder`.
 
     The manifest (path, label, split, group, true_label) splits 70/15/15 by slide. Image i depends on `seed`,
-    `size` and i only, so a bigger set starts with the same images. `folder` appears complete or not at all.
+    `size`, `difficulty` and i only, so a bigger set starts with the same images. `folder` appears complete or
+    not at all.
 
     Args:
         size: pixels, 32-224; a tile covers the same piece of tissue at every size.
+        difficulty: 0-1; at 1 colour says little of the class and tissues mix, at 0 the amount of stain tells
+            much of it and every tile holds one tissue.
         progress: called with (images written, count) after each image.
 
     Raises:
@@ -155,9 +159,11 @@ def generate(
         raise ConfigError(f"--count is {count}; it must be at least {3 * TILES}, one slide for each split.")
     if seed < 0:
         raise ConfigError(f"--seed is {seed}; it must not be negative.")
+    if not 0 <= difficulty <= 1:
+        raise ConfigError(f"--difficulty is {difficulty}; it must lie in 0-1.")
     building = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        _write(building, count, size, seed, progress)
+        _write(building, count, size, seed, difficulty, progress)
         building.rename(folder)
     except OSError as error:
         reason = error.strerror or error
@@ -169,7 +175,12 @@ def generate(
 
 
 def _write(
-    folder: Path, count: int, size: int, seed: int, progress: Callable[[int, int], None] | None
+    folder: Path,
+    count: int,
+    size: int,
+    seed: int,
+    difficulty: float,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     for name in CLASSES:
         (folder / "images" / name).mkdir(parents=True)
@@ -178,7 +189,7 @@ def _write(
         table = csv.writer(file)
         table.writerow(("path", "label", "split", "group", "true_label"))
         for index in range(count):
-            image, label, number = paint(seed, index, size)
+            image, label, number = paint(seed, index, size, difficulty)
             name, group = CLASSES[label], f"slide{number:04d}"
             path = f"images/{name}/{group}_{index % TILES:02d}.png"
             encoded = io.BytesIO()  # Pillow writes a file in ten pieces

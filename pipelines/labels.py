@@ -12,7 +12,8 @@ from noisyssl import instance_noise
 from noisyssl import noise as noises
 from noisyssl.config import Config
 from noisyssl.errors import ConfigError, DataError, near_miss
-from noisyssl.images import BadImage, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import BadImage
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.sources import inside

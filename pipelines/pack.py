@@ -19,7 +19,7 @@ import numpy as np
 
 from noisyssl.disk import disk, sync_folder, write_whole
 from noisyssl.errors import ConfigError, DataError, MachineError, pick
-from noisyssl.images import FITS, evaluation_view
+from noisyssl.geometry import FITS, evaluation_view
 from noisyssl.machine import cores
 from noisyssl.pipelines.decoding import Progress, pixel_digest
 from noisyssl.pipelines.samples import Samples
@@ -52,7 +52,7 @@ def pack(
         samples: What to pack; its splits are written down, so they never change again.
         folder: Where; it must not exist.
         size: Side in pixels. None packs the images as they are, which needs them to have one size.
-        fit: How an image becomes a square; see `images.FITS`.
+        fit: How an image becomes a square; see `geometry.FITS`.
         threads: Threads that decode; all cores by default.
         progress: Told how many images are packed.
         say: Told in a sentence what was kept of an earlier, unfinished pack.

@@ -1,4 +1,4 @@
-"""Any supported image file as uint8 RGB, and the evaluation geometry; scan, pack and predict share it.
+"""Any supported image file as uint8 RGB; scan, pack and predict share it.
 
 What decoding decides, whatever the content:
 
@@ -28,11 +28,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from noisyssl.errors import DataError, pick
+from noisyssl.errors import DataError
 from noisyssl.formats import NATIVE, announced, fault, tiff_tag
 
 T = TypeVar("T")
-Box = tuple[float, float, float, float]
 
 SUFFIXES: frozenset[str] = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"}
@@ -249,52 +248,3 @@ def _header(data: bytes) -> Header:
     if _orientation(name, image) in (5, 6, 7, 8):
         width, height = height, width
     return Header(name, image.mode, width, height, NATIVE[name](image, data))
-
-
-def _centred_square(height: int, width: int) -> Box:
-    side = min(height, width)
-    top, left = (height - side) / 2, (width - side) / 2
-    return top, left, top + side, left + side
-
-
-def _whole(height: int, width: int) -> Box:
-    return 0.0, 0.0, float(height), float(width)
-
-
-FITS: dict[str, Callable[[int, int], Box]] = {"crop": _centred_square, "squash": _whole, "pad": _whole}
-"""How an image becomes a square (`data.fit`): the part of it that is resampled."""
-
-
-def evaluation_box(height: int, width: int, fit: str = "crop") -> Box:
-    """(top, left, bottom, right) in source pixels, fractional, of what the evaluation view shows.
-
-    Raises:
-        ConfigError: unknown fit.
-    """
-    return pick(FITS, fit, "data.fit")(height, width)
-
-
-def evaluation_view(image: np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
-    """(size, size, 3) uint8: one antialiased bilinear resampling of the evaluation box.
-
-    crop: the centred square. squash: the whole image, its proportions lost. pad: the whole image in
-    proportion, centred on black. An image of size x size comes back as it is.
-
-    Raises:
-        ConfigError: unknown fit.
-    """
-    height, width = image.shape[:2]
-    top, left, bottom, right = evaluation_box(height, width, fit)
-    rows = columns = size
-    if fit == "pad":
-        scale = size / max(height, width)
-        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    resized = Image.fromarray(image).resize(
-        (columns, rows), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
-    )
-    if (rows, columns) == (size, size):
-        return np.array(resized)
-    square = np.zeros((size, size, 3), np.uint8)
-    y, x = (size - rows) // 2, (size - columns) // 2
-    square[y : y + rows, x : x + columns] = np.asarray(resized)
-    return square

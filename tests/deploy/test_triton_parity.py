@@ -11,7 +11,8 @@ from noisyssl.deploy.runtime import open_runtime
 from noisyssl.deploy.triton_parity import MIN_IMAGES, measure, must_hold
 from noisyssl.deploy.triton_record import read
 from noisyssl.errors import DataError, ExportError
-from noisyssl.images import decode, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import decode
 
 
 @pytest.fixture(scope="module")

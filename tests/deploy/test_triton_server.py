@@ -17,7 +17,8 @@ from noisyssl.deploy.triton_models import version, with_ensemble
 from noisyssl.deploy.triton_repository import deploy
 from noisyssl.deploy.triton_server import Server
 from noisyssl.errors import BundleError, ConfigError, MachineError
-from noisyssl.images import decode, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import decode
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="pip install 'noisyssl[triton]'")
 web = pytest.importorskip("tritonclient.http", reason="pip install 'noisyssl[triton]'")

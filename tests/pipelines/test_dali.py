@@ -8,7 +8,8 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali", reason="needs nvidia-dali")
 
-from noisyssl.images import decode, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import decode
 from noisyssl.pipelines.batched import apply
 from noisyssl.pipelines.dali import DaliStream
 from noisyssl.pipelines.draws import Slot, draw

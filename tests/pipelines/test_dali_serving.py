@@ -1,4 +1,4 @@
-"""The served graph shows what `images.evaluation_view` shows, whatever the shape of the image."""
+"""The served graph shows what `geometry.evaluation_view` shows, whatever the shape of the image."""
 
 import io
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisyssl.images import decode, evaluation_view
+from noisyssl.geometry import evaluation_view
+from noisyssl.images import decode
 from noisyssl.pipelines.dali_serving import FITS, serialized, viewer
 
 pytest.importorskip("nvidia.dali")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from torchvision.transforms import RandomResizedCrop
 
-from noisyssl.images import evaluation_box
+from noisyssl.geometry import evaluation_box
 from noisyssl.philox import uniform
 from noisyssl.pipelines.draws import ATTEMPTS, NO_BLUR, VIEW, draw, keys, order
 from noisyssl.views import View, evaluation, pair

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from noisyssl.errors import ConfigError, DataError, MachineError
-from noisyssl.images import evaluation_view
+from noisyssl.geometry import evaluation_view
 from noisyssl.pipelines import pack as packing
 from noisyssl.pipelines.pack import pack, read_pack
 from noisyssl.pipelines.scan import check, open_samples

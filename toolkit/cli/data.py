@@ -231,12 +231,15 @@ def generate(
     count: Annotated[int, typer.Option(help="Images in all.")] = 2000,
     size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of every stroke.")] = 0,
+    difficulty: Annotated[
+        float, typer.Option(help="1: colour tells little of the class and tissues mix; 0: neither.")
+    ] = 1.0,
 ) -> None:
     """Paint tissue-like images of nine classes, with slides as groups and true labels."""
     from noisyssl.pipelines.generate import generate
 
     with counting("painting images") as progress:
-        generate(out, count=count, size=size, seed=seed, progress=progress)
+        generate(out, count=count, size=size, seed=seed, difficulty=difficulty, progress=progress)
     manifest = out / "manifest.csv"
     typer.echo(f"{count:,} images painted; {manifest} has their labels and splits.")
     typer.echo(f"Next: noisyssl build {manifest} OUT --recipe small")
