@@ -15,8 +15,9 @@ import numpy as np
 from noisyssl.deploy.bundle import Geometry
 from noisyssl.deploy.runtime import Runtime
 from noisyssl.errors import ConfigError, DataError
+from noisyssl.formats import SUFFIXES, is_image_name
 from noisyssl.geometry import evaluation_view
-from noisyssl.images import SUFFIXES, BadImage, decode
+from noisyssl.images import BadImage, decode
 
 Item = tuple[str, Path | str]
 """A path as shown to the user, and the file, or a sentence why it is not opened."""
@@ -134,7 +135,7 @@ def _folder(folder: Path, inner: bool = False) -> Iterator[Item]:
         path = folder / name
         if is_folder:
             yield from _folder(path, inner=True)
-        elif path.suffix.lower() in SUFFIXES:
+        elif is_image_name(str(path)):
             yield str(path), path
 
 

@@ -17,13 +17,13 @@ import PIL
 
 from noisyssl.disk import write_whole
 from noisyssl.errors import MachineError
-from noisyssl.images import BadImage, decode, header, read
+from noisyssl.images import BadImage, decode, header, patient, read
 from noisyssl.machine import cores
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all), often."""
 
-STAMP = f"1 pillow {PIL.__version__}"
+STAMP = f"2 pillow {PIL.__version__}"
 """Version of the cache; another decoder may decode to other pixels."""
 SAMPLED = 64
 """Files whose bytes are compared at every opening."""
@@ -52,6 +52,8 @@ class Scan:
     """(N,) int32 pixels."""
     native: np.ndarray
     """(N,) bool: DALI decodes the same pixels."""
+    patients: np.ndarray
+    """(N, 8) uint8: equal in DICOM files of one patient; zeros where a file names none."""
     reasons: list[str]
     """Why a file is bad; "" for good ones."""
 
@@ -68,6 +70,7 @@ class Scan:
             widths=np.zeros(n, np.int32),
             heights=np.zeros(n, np.int32),
             native=np.zeros(n, bool),
+            patients=np.zeros((n, 8), np.uint8),
             reasons=[""] * n,
         )
 
@@ -160,10 +163,11 @@ def scan_files(
         saved = time.monotonic()
         results = pool.imap(_examine, (names[row] for row in todo), chunksize=8)
         for done, (row, found) in enumerate(zip(todo, results, strict=True), start=1):
-            digest, pixels, width, height, native, reason = found
+            digest, pixels, width, height, native, person, reason = found
             scan.digests[row] = np.frombuffer(digest, np.uint8)
             scan.pixels[row] = np.frombuffer(pixels, np.uint8)
             scan.widths[row], scan.heights[row], scan.native[row] = width, height, native
+            scan.patients[row] = np.frombuffer(person, np.uint8)
             scan.reasons[row] = reason
             scan.sizes[row], scan.mtime_ns[row] = sizes[row], times[row]
             if progress:
@@ -212,19 +216,19 @@ def _file_digest(name: str) -> bytes:
     return bytes(32)
 
 
-def _examine(name: str) -> tuple[bytes, bytes, int, int, bool, str]:
-    """Digest of the file, digest of its pixels, width, height, native, and the reason if it is bad."""
+def _examine(name: str) -> tuple[bytes, bytes, int, int, bool, bytes, str]:
+    """Digests of the file and of its pixels, width, height, native, patient, and the reason if it is bad."""
     try:
         data = read(name)
     except BadImage as error:
-        return bytes(32), bytes(32), 0, 0, False, str(error).removeprefix(f"{name}: ")
+        return bytes(32), bytes(32), 0, 0, False, bytes(8), str(error).removeprefix(f"{name}: ")
     digest = hashlib.sha256(data).digest()
     try:
         image = decode(data)
-        native = header(data).native
+        native, person = header(data).native, patient(data) or bytes(8)
     except BadImage as error:
-        return digest, bytes(32), 0, 0, False, str(error)
-    return digest, pixel_digest(image), image.shape[1], image.shape[0], native, ""
+        return digest, bytes(32), 0, 0, False, bytes(8), str(error)
+    return digest, pixel_digest(image), image.shape[1], image.shape[0], native, person, ""
 
 
 def pixel_digest(image: np.ndarray) -> bytes:

@@ -152,7 +152,8 @@ def _samples(
         None if column is None else np.fromiter(map(number.__getitem__, column), np.int64, len(rows))
         for column in (names, true_names)
     )
-    groups = good(listing.groups) if listing.groups else paths
+    groups = good(listing.groups) if listing.groups else [""] * len(paths)
+    groups = by_patient(groups, scan.patients[rows], notes)
     if "" in groups:
         groups = [group or path for group, path in zip(groups, paths, strict=True)]
     given = None if listing.splits is None else np.array(good(listing.splits), dtype="<U5")
@@ -188,6 +189,22 @@ def _samples(
         array=listing.array,
     )
     return samples, scan.pixels[rows]
+
+
+def by_patient(groups: list[str], patients: np.ndarray, notes: list[str]) -> list[str]:
+    """The groups, with a running number for each patient of DICOM files where the source names no group.
+
+    The number stands for the identifier, which is not kept.
+    """
+    rows = np.flatnonzero(patients.any(axis=1)).tolist()
+    numbers: dict[bytes, int] = {}
+    named = list(groups)
+    for row in rows:
+        if not groups[row]:
+            named[row] = f"patient{numbers.setdefault(patients[row].tobytes(), len(numbers) + 1):05d}"
+    if numbers:
+        notes.append(f"Images of one patient form a group: {len(numbers):,} patients, by their DICOM files.")
+    return named
 
 
 def _count(groups: list[str], chosen: np.ndarray) -> str:

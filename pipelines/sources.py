@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from noisyssl.errors import ConfigError, DataError
-from noisyssl.images import SUFFIXES
+from noisyssl.formats import SUFFIXES
 from noisyssl.pipelines.tables import header_of, line_of, read_table, some
 from noisyssl.pipelines.walk import images_below
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from noisyssl.errors import DataError
-from noisyssl.images import SUFFIXES
+from noisyssl.formats import is_image_name
 
 MASKS = re.compile(r"(^|[ _-])masks?$", re.IGNORECASE)
 """Folders of segmentations that lie beside a folder `images`."""
@@ -30,7 +30,7 @@ def images_below(
             ignored["masks"] += sum(1 for _ in images_below(entry.path, "", Counter(), (*above, here)))
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in SUFFIXES:  # a folder named like an image too: the scan says what is wrong with it
+        if is_image_name(entry.path):  # a folder named like an image too: the scan says what is wrong with it
             yield prefix + entry.name
         elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link may name itself
             yield from images_below(entry.path, f"{prefix}{entry.name}/", ignored, (*above, here))

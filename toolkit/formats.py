@@ -3,6 +3,7 @@ follow each other, and whether NVIDIA DALI would give the same pixels as Pillow.
 """
 
 import codecs
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,6 +11,24 @@ from typing import Any
 
 from PIL.ImageFile import ImageFile
 
+SUFFIXES: frozenset[str] = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".dib",
+        ".webp",
+        ".dcm",
+        ".dicom",
+        ".ima",
+    }
+)
+"""Lower-case endings that a folder scan takes for an image; what is inside decides."""
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -31,6 +50,12 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftyphei", "HEIC"),
     (4, b"ftypmif1", "HEIC"),
     (128, b"DICM", "DICOM"),
+    (0, b"\2\0\0\0UL\4\0", "DICOM"),  # old files begin without a preamble, or without all of the file meta
+    (0, b"\x08\0\0\0", "DICOM"),
+    (0, b"\x08\0\5\0", "DICOM"),
+    (0, b"\x08\0\x08\0", "DICOM"),
+    (0, b"\x08\0\x12\0", "DICOM"),
+    (0, b"\x08\0\x16\0", "DICOM"),
     (0, b"\x89HDF", "HDF5"),
     (0, b"\x93NUMPY", "NumPy"),
     (0, b"PK\3\4", "ZIP"),
@@ -48,6 +73,27 @@ def announced(data: bytes) -> str:
     if text.startswith(("<!doctype html", "<html", "<head", "<body")):
         return "HTML"
     return "text" if text else ""
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a folder scan takes this file for an image: by its ending, or, named by a UID or by nothing as
+    archives do, because it begins as DICOM.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix.strip(".0123456789") or os.path.basename(path) == "DICOMDIR" or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the first 132 bytes announce a DICOM file."""
+    return announced(data) == "DICOM"
 
 
 def _text(data: bytes) -> str:

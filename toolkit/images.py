@@ -2,12 +2,14 @@
 
 What decoding decides, whatever the content:
 
-- The format is read from the first bytes, never from the name; only JPEG, PNG, TIFF, BMP and WebP are tried.
+- The format is read from the first bytes, never from the name; only JPEG, PNG, TIFF, BMP, WebP and DICOM are
+  tried.
 - Alpha and transparency are dropped, the colour below is kept: a composite would invent a background, and
   NVIDIA DALI drops it too. Grey is repeated to three channels. ICC profiles and gamma are ignored.
 - 16 bits become 8 by dropping the low byte (0-65535 to 0-255), 12 bits by dropping four: never stretched.
 - CMYK and YCCK JPEGs are read as Adobe writes them (inverted) and turned into RGB without a profile.
 - EXIF orientation is applied. Files with several pages or frames are refused.
+- DICOM goes through `noisyssl.dicom`, which says what it decides.
 """
 
 import io
@@ -28,15 +30,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from noisyssl.errors import DataError
-from noisyssl.formats import NATIVE, announced, fault, tiff_tag
+from noisyssl.errors import DataError, MachineError
+from noisyssl.formats import NATIVE, announced, fault, is_dicom, tiff_tag
 
 T = TypeVar("T")
 
-SUFFIXES: frozenset[str] = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp"}
-)
-"""Lower-case endings that a folder scan takes for an image; what is inside decides."""
 MAX_PIXELS = 100_000_000
 """Larger images are refused from the header, before any pixel is decoded."""
 MAX_BYTES = 1 << 30
@@ -78,9 +76,9 @@ class Header:
     """What is known of an image before its pixels are decoded."""
 
     format: str
-    """JPEG, PNG, TIFF, BMP or WebP."""
+    """JPEG, PNG, TIFF, BMP, WebP or DICOM."""
     mode: str
-    """Pillow's mode of the stored pixels, such as RGB, L, I;16, CMYK."""
+    """Pillow's mode of the stored pixels, such as RGB, L, I;16, CMYK; DICOM's photometric interpretation."""
     width: int
     """Pixels, after orientation."""
     height: int
@@ -121,6 +119,7 @@ def decode(source: Path | str | bytes) -> np.ndarray:
 
     Raises:
         BadImage: anything that is not one whole image of a supported kind.
+        MachineError: a DICOM file, and what reads it is not installed.
     """
     return _explained(source, _pixels)
 
@@ -134,6 +133,15 @@ def header(source: Path | str | bytes) -> Header:
     return _explained(source, _header)
 
 
+def patient(data: bytes) -> bytes:
+    """8 bytes that tell the patients of DICOM files apart; nothing for other files."""
+    if not is_dicom(data):
+        return b""
+    from noisyssl import dicom
+
+    return dicom.patient(data)
+
+
 def _explained(source: Path | str | bytes, task: Callable[[bytes], T]) -> T:
     """`task` of the bytes; every exception becomes a BadImage with the path in front."""
     data = source if isinstance(source, bytes) else read(source)
@@ -141,11 +149,16 @@ def _explained(source: Path | str | bytes, task: Callable[[bytes], T]) -> T:
         return task(data)
     except BadImage as error:
         reason = str(error)
+    except MachineError:
+        raise
     except MemoryError:
         reason = "needs more memory than there is"
     except Exception as error:  # Pillow raises a dozen kinds, SyntaxError and struct.error among them
-        name = _format(data)
-        reason = f"is a truncated {name}" if _is_cut(error) else f"is a broken {name} ({_words(error)})"
+        if is_dicom(data):  # no words of the error: they may quote the file, and so name a patient
+            name, words = "DICOM file", ""
+        else:
+            name, words = _format(data), f" ({_words(error)})"
+        reason = f"is a truncated {name}" if _is_cut(error) else f"is a broken {name}{words}"
     raise BadImage(reason if isinstance(source, bytes) else f"{source}: {reason}") from None
 
 
@@ -167,7 +180,7 @@ def _format(data: bytes) -> str:
         raise BadImage("is empty")
     if name in ("HTML", "text"):
         raise BadImage(f"is {name}, not an image")
-    raise BadImage(f"is {name or 'no image of a known format'}; supported are {', '.join(READERS)}")
+    raise BadImage(f"is {name or 'no image of a known format'}; supported are {', '.join(READERS)}, DICOM")
 
 
 def _open(data: bytes) -> tuple[str, ImageFile]:
@@ -226,6 +239,10 @@ def _orientation(name: str, image: ImageFile) -> int:
 
 
 def _pixels(data: bytes) -> np.ndarray:
+    if is_dicom(data):
+        from noisyssl import dicom  # it needs what is above, and a package that not everybody has
+
+        return dicom.decode(data)
     name, image = _open(data)
     if reason := fault(name, data):
         raise BadImage(reason)
@@ -243,6 +260,10 @@ def _pixels(data: bytes) -> np.ndarray:
 
 
 def _header(data: bytes) -> Header:
+    if is_dicom(data):
+        from noisyssl import dicom
+
+        return dicom.header(data)
     name, image = _open(data)
     width, height = image.size
     if _orientation(name, image) in (5, 6, 7, 8):

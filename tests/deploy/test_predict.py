@@ -166,3 +166,23 @@ def test_what_is_missing_or_empty_is_said_before_the_first_row(folder):
         sources([folder, folder / "nowhere"])
     with pytest.raises(DataError, match="empty holds no image; supported endings are"):
         sources([folder, folder / "empty"])
+
+
+@pytest.mark.filterwarnings(r"ignore:::pydicom\.")
+def test_dicom_files_are_found_by_content_and_answered_as_their_twins(tmp_path):
+    pytest.importorskip("pydicom", reason="needs noisyssl[dicom]")
+    from noisyssl.benchmarks import dicom_phantoms as phantoms
+
+    stored = phantoms.picture(12)
+    window = {"WindowWidth": 2001}
+    seen = phantoms.dataset(stored, 12, WindowCenter=1500, **window)
+    twin = phantoms.dataset(4095 - stored, 12, kind="MONOCHROME1", WindowCenter=4096 - 1500, **window)
+    kinds = (seen, phantoms.RLELossless), (twin, phantoms.JPEG2000Lossless), (seen, phantoms.JPEGLSLossless)
+    for number, (d, syntax) in enumerate(kinds):
+        (tmp_path / f"1.2.3.{number}").write_bytes(phantoms.file(d, syntax))
+    (tmp_path / "report").write_bytes(b"no image")
+    (tmp_path / "z.dcm").write_bytes(phantoms.file(seen)[:900])
+    rows = list(predict(Runtime(), sources([tmp_path])))
+    assert [Path(row.path).name for row in rows] == ["1.2.3.0", "1.2.3.1", "1.2.3.2", "z.dcm"]
+    assert rows[3].error.startswith("is a truncated DICOM file")
+    assert len({tuple(row.probabilities) for row in rows[:3]}) == 1

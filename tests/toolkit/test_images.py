@@ -10,6 +10,7 @@ from PIL import Image, ImageFile
 
 from noisyssl import images
 from noisyssl.benchmarks import image_zoo as zoo
+from noisyssl.formats import SUFFIXES
 from noisyssl.images import BadImage, decode, header
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")  # pytest sets the filters of images.py aside
@@ -90,7 +91,7 @@ def test_header_tells_what_decode_gives(kind, tmp_path):
     assert found == header(str(path)) == header(FILES[kind])
     assert (found.height, found.width, 3) == decode(path).shape
     assert found.format == ("PNG" if kind == "PNG named .jpg" else kind.split()[0])
-    assert path.suffix.lower() in images.SUFFIXES
+    assert path.suffix.lower() in SUFFIXES
 
 
 def test_sixteen_bits_keep_their_scale_whatever_the_content():
@@ -160,7 +161,7 @@ def test_every_broken_kind_is_found_with_its_reason_and_no_good_one(tmp_path):
     [
         (b"%PDF-1.7\n\xe2\xe3", "is PDF; supported are"),
         (b"%!PS-Adobe\n\xe2", "is PostScript; supported are"),
-        (b"\0" * 128 + b"DICM\2\0", "is DICOM; supported are"),
+        (b"\0" * 128 + b"DICM\2\0", "is a DICOM file without an image"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "is JPEG 2000; supported are"),
         (b"BMW is no bitmap", "is text, not an image"),
         (FILES["WebP lossy"][:-9], "is a truncated WebP"),
