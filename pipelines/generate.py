@@ -41,6 +41,8 @@ CLASSES = tuple(KINDS)
 TILES = REPEATS * len(CLASSES)
 MIX = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 """Optical density of haematoxylin and eosin in red, green and blue (Ruifrok and Johnston, table 1)."""
+AMOUNTS = np.array([0.3, 0.325])
+"""Mean density of each on an average slide."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,14 @@ class Slide:
 
 
 @lru_cache(maxsize=64)
-def slide(seed: int, number: int) -> Slide:
-    """The slide called `number` of the set `seed`."""
+def slide(seed: int, number: int, difficulty: float = 1.0) -> Slide:
+    """The slide called `number` of the set `seed`; at difficulty 0 all are stained alike."""
     rng = np.random.default_rng((seed, 0, number))
-    stains = np.clip(MIX + rng.normal(0, 0.06, (2, 3)), 0.02, None)
+    stains = np.clip(MIX + rng.normal(0, 0.06, (2, 3)) * difficulty, 0.02, None)
+    amounts = rng.uniform((0.2, 0.2), (0.4, 0.45))
     return Slide(
         stains=(stains / np.linalg.norm(stains, axis=1, keepdims=True)).astype(np.float32),
-        amounts=rng.uniform((0.2, 0.2), (0.4, 0.45)).astype(np.float32),
+        amounts=(AMOUNTS + (amounts - AMOUNTS) * difficulty).astype(np.float32),
         white=rng.uniform(225, 250, 3).astype(np.float32),
         blur=float(rng.uniform(0.35, 0.7)),
         noise=float(rng.uniform(2, 5)),
@@ -95,7 +98,7 @@ def _densities(rng: np.random.Generator, label: int, size: int, difficulty: floa
 def paint(seed: int, index: int, size: int, difficulty: float = 1.0) -> tuple[np.ndarray, int, int]:
     """(size, size, 3) uint8 RGB, label and slide of one image: a function of the arguments alone."""
     number, tile = divmod(index, TILES)
-    on = slide(seed, number)
+    on = slide(seed, number, difficulty)
     label = int(on.order[tile])
     rng = np.random.default_rng((seed, 1, index))
     stain = _densities(rng, label, size, difficulty)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from noisyssl import dicom_child
 from noisyssl.errors import MachineError
 from noisyssl.grey import shown
 from noisyssl.images import MAX_PIXELS, BadImage, Header
@@ -48,6 +49,18 @@ TAGS = (
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+DECODERS = {
+    "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline; GDCM ends the process on some broken files
+    "1.2.840.10008.1.2.4.51": "gdcm",  # JPEG with 12 bits
+    "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
+    "1.2.840.10008.1.2.4.70": "gdcm",
+    "1.2.840.10008.1.2.4.80": "pyjpegls",
+    "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pylibjpeg",  # OpenJPEG
+    "1.2.840.10008.1.2.4.91": "pylibjpeg",
+    "1.2.840.10008.1.2.5": "pydicom",  # RLE, 50 ms a megapixel; pylibjpeg's panics on some broken files
+}
+"""pydicom's plugin for a transfer syntax: the same pixels on every machine."""
 NESTED = (b"\xff\x4f\xff\x51", 16)
 """Beginning of a JPEG 2000 codestream, and where its size stands."""
 
@@ -65,7 +78,8 @@ def decode(data: bytes) -> np.ndarray:
     _check_decoder(dataset)
     _check_codestream(dataset)
     with np.errstate(all="ignore"):
-        stored = _decoded(dataset)
+        outside = DECODERS.get(dataset.file_meta.TransferSyntaxUID) == "gdcm"
+        stored = dicom_child.decoded(data) if outside else _decoded(dataset)
         if kind in GREY:
             return np.repeat(shown(stored, dataset)[..., None], 3, axis=2)
         bits = dataset.BitsStored
@@ -90,13 +104,15 @@ def patient(data: bytes) -> bytes:
 
     The identifier itself is read for this alone and goes nowhere else.
     """
-    dataset = _read(data, ("PatientID", "IssuerOfPatientID"), pixels=False)
-    name = str(dataset.get("PatientID") or "").strip()
+    try:
+        dataset = _read(data, ("PatientID", "IssuerOfPatientID"), pixels=False)
+        name = str(dataset.get("PatientID") or "").strip()
+        issuer = str(dataset.get("IssuerOfPatientID") or "").strip()
+    except Exception:  # an identifier that nobody can read identifies nobody
+        return b""
     if not name:
         return b""
-    return hashlib.blake2b(
-        f"{dataset.get('IssuerOfPatientID') or ''}\0{name}".encode(), digest_size=8
-    ).digest()
+    return hashlib.blake2b(f"{issuer}\0{name}".encode(), digest_size=8).digest()
 
 
 @cache
@@ -236,11 +252,16 @@ def _codestream_size(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
+def stored_values(data: bytes) -> np.ndarray:
+    """(H, W) or (H, W, 3) stored values of a file, decoded in this process; colour as RGB."""
+    return _decoded(_opened(data))
+
+
 def _decoded(dataset: Any) -> np.ndarray:
     """(H, W) or (H, W, 3) stored values; colour as RGB."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        return _pydicom().pixels.pixel_array(dataset)
+        return _pydicom().pixels.pixel_array(dataset, decoding_plugin=DECODERS.get(syntax, ""))
     except MemoryError:
         raise
     except Exception:
@@ -257,5 +278,6 @@ def _check_decoder(dataset: Any) -> None:
     except NotImplementedError:
         name = syntax.name if syntax in pydicom.uid.AllTransferSyntaxes else "an unknown transfer syntax"
         raise BadImage(f"has {name}, which no decoder reads") from None
-    if not decoder.is_available:
+    plugin = DECODERS.get(syntax)
+    if not decoder.is_available or (plugin and plugin not in decoder.available_plugins):
         raise MachineError(f"no decoder for {syntax.name} is installed; run pip install 'noisyssl[dicom]'.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisyssl.cli.bench_dicom import dicom
 from noisyssl.cli.bench_engines import engines
 from noisyssl.cli.bench_noise import noise
 from noisyssl.cli.bench_records import Out, Runs, Threads, tell
@@ -245,7 +246,7 @@ def growth(
     tell(measure(largest, threads_of(threads), parts=parts), out, as_json)
 
 
-for command in (noise, engines, serving):
+for command in (noise, engines, serving, dicom):
     app.command()(command)
 
 
@@ -259,7 +260,7 @@ def everything(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Loading, feeding, step, inference, engines, serving, scan, scaling, growth and kill in turn."""
+    """Loading, feeding, step, inference, engines, serving, dicom, scan, scaling, growth and kill in turn."""
     from noisyssl.benchmarks.records import RESULTS
 
     commands: dict[str, Any] = {
@@ -269,6 +270,7 @@ def everything(
         "inference": inference,
         "engines": engines,
         "serving": serving,
+        "dicom": partial(dicom, None),
         "scan": scan,
         "scaling": scaling,
         "growth": growth,
