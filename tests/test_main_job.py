@@ -372,6 +372,8 @@ def test_a_full_disk_during_a_checkpoint_exits_7_and_resumes_to_the_same_bits(
         (["evaluate", "nowhere", "DATA"], 2, "nowhere does not exist"),
         (["evaluate", "RUN", "nowhere"], 2, "nowhere"),
         (["evaluate", "RUN", "DATA", "--split", "tset"], 2, "Did you mean 'test'"),
+        (["evaluate", "RUN", "DATA", "--precision", "fp16"], 2, "--precision fp16 is of a bundle"),
+        (["evaluate", "BUNDLE", "DATA", "--precision", "int8"], 6, "has no model.int8-cpu.onnx"),
         (["predict", "nowhere", "DATA"], 2, "nowhere"),
         (["report", "EXISTS"], 2, "EXISTS"),
     ],
@@ -383,7 +385,7 @@ def test_bad_input_is_one_line_with_its_code(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "EXISTS").mkdir()
     names = {"DATA": str(tissue), "RUN": str(job / "run"), "PRE": str(job / "pre")}
-    names["BUNDLE/x"] = str(job / "bundle" / "x")
+    names |= {"BUNDLE": str(job / "bundle"), "BUNDLE/x": str(job / "bundle" / "x")}
     found, line = fails(
         capsys,
         *(names.get(a, a) for a in arguments),

@@ -31,6 +31,9 @@ def evaluate(
         str, typer.Option(help="Of a run: best, or last: the final epoch's weights.")
     ] = "best",
     runtime: Annotated[str, typer.Option(help="Of a bundle: onnx, torch or tensorrt.")] = "onnx",
+    precision: Annotated[
+        str, typer.Option(help="Of a bundle: fp32, or fp16 or int8 where it has that file.")
+    ] = "fp32",
     split: Annotated[str, typer.Option(help="Split to measure where the data has splits.")] = "test",
     device: Device = None,
     quarantine: Quarantine = None,
@@ -46,7 +49,7 @@ def evaluate(
 
     pick(dict.fromkeys(SPLITS), split, "--split")
     with ExitStack() as stack:
-        logits, classes, size, fit = _opened(model, checkpoint, runtime, device, stack)
+        logits, classes, size, fit = _opened(model, checkpoint, runtime, precision, device, stack)
         samples = open_samples(data, labelled=True, evaluation=True, quarantine=bool(quarantine))
         rows = samples.where(split)
         for note in (*samples.notes, *_trained_on(model, samples, rows)):
@@ -72,7 +75,7 @@ def evaluate(
 
 
 def _opened(
-    model: Path, checkpoint: str, runtime: str, device: str | None, stack: ExitStack
+    model: Path, checkpoint: str, runtime: str, precision: str, device: str | None, stack: ExitStack
 ) -> tuple[Logits, tuple[str, ...], int, str]:
     """(images -> logits, classes, size, fit) of a run or bundle."""
     if (model / "manifest.json").exists():
@@ -80,7 +83,7 @@ def _opened(
         from noisyssl.deploy.runtime import open_runtime
 
         manifest = read(model)
-        opened = stack.enter_context(open_runtime(model, runtime, device))
+        opened = stack.enter_context(open_runtime(model, runtime, device, precision=precision))
         return _batched(opened.logits), manifest.classes, manifest.geometry.size, manifest.geometry.fit
     if not model.exists():
         raise ConfigError(f"{model} does not exist; give a run of `noisyssl train` or a bundle.")
@@ -89,6 +92,8 @@ def _opened(
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.setup import device_of
 
+    if precision != "fp32":
+        raise ConfigError(f"--precision {precision} is of a bundle, {model} is a run; export it first.")
     if checkpoint not in ("best", "last"):
         raise ConfigError(f"--checkpoint is {checkpoint!r}; choose best or last.")
     run = Run.open(model, "train")
