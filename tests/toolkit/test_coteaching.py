@@ -88,7 +88,7 @@ def test_auto_learns_on_all_first_then_estimates_the_rate_once():
     for _ in range(8):
         epochs(method, 1, predict)
         shares.append(method.forgotten())
-    assert len(asked) == 1
+    assert len(asked) == 1  # half of two epochs
     assert np.array_equal(asked[0], np.arange(30))
     rate = float(method.rate)
     assert rate == pytest.approx(0.2, abs=0.01)
@@ -98,6 +98,28 @@ def test_auto_learns_on_all_first_then_estimates_the_rate_once():
     assert not facts["oracle"]
     assert built(rate="0.3").facts() == {"noise_rate": 0.3, "error": None, "oracle": True}
     assert shares == pytest.approx([0, 0, 0, rate / 4, rate / 2, 3 * rate / 4, rate, rate])
+
+
+def test_the_rate_is_that_of_the_mean_losses_over_the_second_half_of_the_warmup():
+    rng, wrong, heard = np.random.default_rng(0), np.arange(30) % 5 == 0, []
+
+    def predict(rows):
+        """A network that takes one class for the next one, another class in every epoch."""
+        logits = 0.5 * rng.standard_normal((30, K)).astype(np.float32)
+        told = np.where(wrong, (rows + 1) % K, rows % K)
+        told = np.where(rows % K == len(heard) % K, (rows + 2) % K, told)
+        logits[np.arange(30), told] += 3
+        heard.append(mixture.cross_entropies(logits, rows % K))
+        return logits
+
+    method = epochs(built(warmup=6, ramp=4), 5, predict)
+    half = built(warmup=6, ramp=4)
+    half.load_state_dict(copy.deepcopy(method.state_dict()))  # the losses so far are part of a checkpoint
+    method = epochs(half, 3, predict)
+    assert len(heard) == 3  # before the fifth, sixth and seventh epoch
+    assert float(method.rate) == pytest.approx(mixture.noise_rate(np.mean(heard, axis=0))[0])
+    assert float(method.rate) != pytest.approx(mixture.noise_rate(heard[-1])[0], abs=0.05)
+    assert float(method.rate) == pytest.approx(0.2, abs=0.05)
 
 
 def test_the_networks_differ_and_a_checkpoint_holds_both_and_the_schedule():
