@@ -76,15 +76,15 @@ class Choices:
     """Both rules over one training, or that by validation alone; what they remember lies in `facts`.
 
     Args:
-        rule: validation or stability, the one that BEST goes by.
+        rule: validation or stability, the one that BEST goes by; both: validation, stability is watched.
         facts: of the training's state, JSON only.
         kept: holds the predictions of the epoch before.
     """
 
     def __init__(self, rule: str, facts: dict[str, Any], kept: Kept) -> None:
-        self.rule, self.kept = rule, kept
+        self.rule, self.kept = "validation" if rule == "both" else rule, kept
         self.validation = Validation(facts.setdefault("best", {}))
-        self.stability = Stability(facts.setdefault("stability", {})) if rule == "stability" else None
+        self.stability = Stability(facts.setdefault("stability", {})) if rule != "validation" else None
 
     def look(self, epoch: int, score: float, predicted: Callable[[], np.ndarray]) -> bool:
         """Whether one of the rules takes this epoch so far.

@@ -132,7 +132,10 @@ class TrainConfig(Stage):
     val_labels: str = "noisy"
     """Labels that choose BEST: noisy (as in reality) or clean."""
     choice: str = "validation"
-    """What BEST is chosen by: validation, or stability of predictions on training images (Label Wave)."""
+    """What BEST is chosen by: validation, or stability of predictions on training images (Label Wave).
+
+    both: by validation, and what stability would have chosen is measured too.
+    """
     init: str = ""
     """Pretraining run whose backbone starts the classifier."""
     tune: str = "all"
@@ -143,7 +146,7 @@ class TrainConfig(Stage):
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
         one_of("train.val_labels", self.val_labels, ("noisy", "clean"))
-        one_of("train.choice", self.choice, ("validation", "stability"))
+        one_of("train.choice", self.choice, ("validation", "stability", "both"))
         first = self.tune.removeprefix("head:")
         in_turn = self.tune != first and first.isdecimal() and 1 <= int(first) < self.epochs
         allowed = f"all, head, or head:N with N below train.epochs ({self.epochs})"

@@ -58,14 +58,15 @@ def test_validation_takes_the_first_of_the_highest():
     assert rule.facts == {"epoch": 5, "score": 0.6}
 
 
-def test_both_are_watched_where_stability_chooses_and_go_on_from_their_facts():
+@pytest.mark.parametrize(("rule", "best"), [("stability", 3), ("both", 4)])
+def test_both_are_watched_where_stability_chooses_or_is_compared_and_go_on_from_their_facts(rule, best):
     rows = predictions([50, 40, 60, 80])
     facts, memory = {}, Memory()
     for epoch, score in enumerate((0.2, 0.3, 0.4, 0.9, 0.1), start=1):
-        choices = Choices("stability", facts, memory)  # as after a kill between any two epochs
+        choices = Choices(rule, facts, memory)  # as after a kill between any two epochs
         choices.look(epoch, score, lambda epoch=epoch: rows[epoch - 1])
     assert choices.epochs() == {"validation": 4, "stability": 3}
-    assert choices.best() == 3
+    assert choices.best() == best
 
 
 def test_validation_alone_never_asks_for_predictions():

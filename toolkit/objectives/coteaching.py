@@ -4,7 +4,7 @@ Han et al., NeurIPS 2018, arXiv:1804.06872, algorithm 1: of a batch, the share 1
 losses is handed to the other network, R(t) = rate * min(t / ramp, 1) in epochs. The rate of wrong labels
 that the paper is told is estimated here after a warm-up, if none is given: by a mixture (`noisyssl.mixture`)
 of the mean losses over the second half of its epochs. One epoch's losses will not do: a network that still
-learns fast changes its mind about whole classes, and 13 and 71 % came out where half of the labels were wrong.
+learns fast changes its mind about whole classes: 13 and 71 % came out where half of the labels were wrong.
 """
 
 import math
