@@ -41,6 +41,8 @@ CLASSES = tuple(KINDS)
 TILES = REPEATS * len(CLASSES)
 MIX = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 """Optical density of haematoxylin and eosin in red, green and blue (Ruifrok and Johnston, table 1)."""
+OWN = 0.6
+"""Log of the factor between the stain amounts of classes, in a grid of three by three, at difficulty 0."""
 AMOUNTS = np.array([0.3, 0.325])
 """Mean density of each on an average slide."""
 
@@ -87,12 +89,15 @@ def _gaussian(size: int, sigma: float) -> np.ndarray:
 
 
 def _densities(rng: np.random.Generator, label: int, size: int, difficulty: float) -> np.ndarray:
-    """(2, size, size) haematoxylin and eosin of one kind, each of mean 1 as far as LEVELLING says."""
+    """(2, size, size) haematoxylin and eosin of one kind, each of mean 1 as far as LEVELLING says.
+
+    At difficulty 0 of mean 1: what a class has of its own is added afterwards.
+    """
     canvas = Canvas(rng, size)
     KINDS[CLASSES[label]](canvas)
     stain = np.clip(np.stack([canvas.haematoxylin, canvas.eosin]), 0, None)
     stain **= np.exp(rng.normal(0, CONTRAST * difficulty, (2, 1, 1))).astype(np.float32)
-    return stain / stain.mean(axis=(1, 2), keepdims=True) ** (LEVELLING * difficulty)
+    return stain / stain.mean(axis=(1, 2), keepdims=True) ** (1 + (LEVELLING - 1) * difficulty)
 
 
 def paint(seed: int, index: int, size: int, difficulty: float = 1.0) -> tuple[np.ndarray, int, int]:
@@ -108,7 +113,9 @@ def paint(seed: int, index: int, size: int, difficulty: float = 1.0) -> tuple[np
         edge = np.quantile(shape, 1 - rng.uniform(*INTRUDED))
         mask = np.clip((shape - edge) * 4 + 0.5, 0, 1)
         stain += mask * (other - stain)
-    stain *= (on.amounts * np.exp(rng.normal(0, THICKNESS * difficulty, 2)))[:, None, None].astype(np.float32)
+    own = OWN * (1 - difficulty) * (np.array(divmod(label, 3)) - 1)
+    amounts = on.amounts * np.exp(rng.normal(0, THICKNESS * difficulty, 2) + own)
+    stain *= amounts[:, None, None].astype(np.float32)
     focus = _gaussian(size, on.blur)
     stain = focus @ stain @ focus.T
     light = on.white * np.exp(-np.log(10) * np.tensordot(stain, on.stains, (0, 0)))
@@ -144,8 +151,8 @@ def generate(
 
     Args:
         size: pixels, 32-224; a tile covers the same piece of tissue at every size.
-        difficulty: 0-1; at 1 colour says little of the class and tissues mix, at 0 the amount of stain tells
-            much of it and every tile holds one tissue.
+        difficulty: 0-1; at 1 colour says little of the class and tissues mix, at 0 each class has amounts of
+            stain of its own, all slides are stained alike and every tile holds one tissue.
         progress: called with (images written, count) after each image.
 
     Raises:

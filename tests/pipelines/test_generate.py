@@ -129,6 +129,24 @@ def test_hue_tells_the_slide_and_not_the_class(made):
     assert left_over("group") < 0.75 * left_over("label")
 
 
+def test_difficulty_takes_the_class_out_of_the_colour():
+    from noisyssl.baselines import fit_predict, mean_rgb
+
+    reached = []
+    for difficulty in (0.0, 0.5, 1.0):
+        painted = [paint(5, index, 32, difficulty) for index in range(12 * TILES)]
+        x = np.stack([mean_rgb(image) for image, _, _ in painted])
+        labels, slides = np.array([p[1] for p in painted]), np.array([p[2] for p in painted])
+        train, test = slides % 3 > 0, slides % 3 == 0
+        right = fit_predict(x[train], labels[train], x[test], 9).argmax(1) == labels[test]
+        reached.append(right.mean())
+    assert reached[0] > 0.9 > reached[1] > reached[2] + 0.1
+    easy = slide(0, 0, 0.0)
+    assert np.array_equal(easy.stains, slide(0, 1, 0.0).stains)
+    assert np.array_equal(easy.amounts, slide(0, 1, 0.0).amounts)
+    assert np.array_equal(paint(3, 7, 32)[0], paint(3, 7, 32, 1.0)[0])
+
+
 def test_slides_differ_in_stain_and_light():
     a, b = slide(0, 0), slide(0, 1)
     assert not np.allclose(a.stains, b.stains, atol=0.01)
@@ -146,7 +164,9 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"size": 31}, {"size": 225}, {"count": 3 * TILES - 1}, {"seed": -1}], ids=str
+    "settings",
+    [{"size": 31}, {"size": 225}, {"count": 3 * TILES - 1}, {"seed": -1}, {"difficulty": 1.1}],
+    ids=str,
 )
 def test_settings_out_of_range_are_refused(tmp_path, settings):
     with pytest.raises(ConfigError, match=f"--{next(iter(settings))} is "):
