@@ -37,7 +37,16 @@ RANDOM = "random"
 GRIDS = Path(__file__).with_name("grids")
 VARIANTS: dict[str, dict[str, Any]] = {"frozen": {"objective": "ce", "tune": "head", "lr": 1e-2}}
 """Objectives that are settings of `train`: the backbone stays, cross-entropy fits the head."""
-KEYS = ("recipe", "data", "seeds", "settings", "variants", "grid", "export")
+KEYS: dict[str, tuple[type, str]] = {
+    "recipe": (str, 'recipe = "small"'),
+    "data": (str, 'data = "manifest.csv"'),
+    "seeds": (object, "seeds = [0, 1]"),
+    "settings": (dict, "[settings]"),
+    "variants": (dict, "[variants.NAME]"),
+    "grid": (list, "[[grid]]"),
+    "export": (dict, "[export]"),
+}
+"""What stands at the top of a grid: its type, and how it is written."""
 AXES = ("pretraining", "objective", "noise", "rate", "seeds")
 EXPORT = ("pretraining", "objective", "noise", "seeds", "precision")
 
@@ -99,8 +108,14 @@ def read_grid(source: str, data: Path | None = None, threads: int | None = None)
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"grid {path.name} is not TOML: {error}. Correct that line.") from None
-    known(given, KEYS, path.name)
+    known(given, tuple(KEYS), path.name)
+    for key, value in given.items():
+        if not isinstance(value, KEYS[key][0]):
+            raise ConfigError(f"{path.name}: {key} is {value!r}; write it as {KEYS[key][1]}.")
     variants = VARIANTS | given.get("variants", {})
+    for name, table in [*variants.items(), *(("[[grid]]", table) for table in given.get("grid", []))]:
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path.name}: {name} is {table!r}; write it as a table of settings.")
     tree = read_recipe(given["recipe"]) if "recipe" in given else {}
     merge(tree, given.get("settings", {}))
     if place := data or (Path(given["data"]) if given.get("data") else None):

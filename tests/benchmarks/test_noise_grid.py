@@ -95,6 +95,24 @@ def test_a_typo_is_named_with_its_near_miss(written, old, new, message):
         read_grid(written(PLAIN.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("recipe = 3", r"recipe is 3; write it as recipe = \"small\"\."),
+        ("settings = 3", r"settings is 3; write it as \[settings\]\."),
+        ("variants = []", r"variants is \[\]; write it as \[variants\.NAME\]\."),
+        ("variants = { own = 3 }", r"own is 3; write it as a table of settings\."),
+        ("export = 'ce'", r"export is 'ce'; write it as \[export\]\."),
+        ("grid = [3]", r"\[\[grid\]\] is 3; write it as a table of settings\."),
+        ("seeds = 'one'", r"seed 'one' is no whole number"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(written, line, message):
+    grid = "" if line.startswith("grid") else "[[grid]]\nobjective = ['ce']\nnoise = ['none']\n"
+    with pytest.raises(ConfigError, match=message):
+        read_grid(written(f"{line}\n{grid}"))
+
+
 def test_a_grid_without_cells_and_a_missing_file_say_what_to_do(written):
     with pytest.raises(ConfigError, match=r"has no \[\[grid\]\]; add one"):
         read_grid(written('recipe = "small"\n'))
