@@ -83,8 +83,13 @@ def identical(digests: np.ndarray) -> list[np.ndarray]:
         return []
     # Eight bytes bring candidates together fast; the whole digest decides.
     rows = order[np.append(same, False) | np.append(False, same)]
-    rows = rows[np.lexsort(words[rows].T)]
-    ends = np.flatnonzero((words[rows[1:]] != words[rows[:-1]]).any(axis=1)) + 1
+    found = words[rows]
+    differ = found[1:] != found[:-1]
+    if (differ.any(axis=1) & ~differ[:, 0]).any():  # hardly ever with SHA-256, and a slow sort
+        order = np.lexsort(found.T)
+        rows, found = rows[order], found[order]
+        differ = found[1:] != found[:-1]
+    ends = np.flatnonzero(differ.any(axis=1)) + 1
     return sorted((part for part in np.split(rows, ends) if len(part) > 1), key=lambda part: int(part[0]))
 
 
