@@ -8,7 +8,7 @@ import numpy as np
 from noisyssl.disk import write_whole
 from noisyssl.errors import DataError, MachineError
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
-from noisyssl.pipelines.findings import Report, class_faults, look_alikes, report_on
+from noisyssl.pipelines.findings import Report, class_faults, identical_images, look_alikes, report_on
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.sources import Listing, class_names, read_source
 from noisyssl.pipelines.splits import make_splits
@@ -74,6 +74,8 @@ def check(
     """
     path = Path(path)
     samples, report = _survey(path, seed, labelled, False, threads, progress, every_block=True)
+    files = np.frombuffer(bytes.fromhex("".join(samples.digests)), np.uint8).reshape(len(samples), 32)
+    report.same_bytes = identical_images(samples, files)
     tables = {"samples.csv": table_text(samples.columns())}
     tables["quarantine.csv"] = table_text(dict(zip(("path", "reason"), _transposed(report.bad), strict=True)))
     report.folder = str(out or cache_folder(path))
@@ -136,8 +138,8 @@ def _samples(
     listing: Listing, scan: Scan, seed: int, evaluation: bool, notes: list[str], faults: list[str]
 ) -> tuple[Samples, np.ndarray]:
     """The samples without the bad files, and their pixel digests."""
-    rows = np.flatnonzero(np.fromiter(map(len, scan.reasons), np.int64, len(scan.reasons)) == 0)
-    whole = len(rows) == len(scan.paths)
+    bad = np.fromiter(map(bool, scan.reasons), bool, len(scan.reasons))
+    rows, whole = np.flatnonzero(~bad), not bad.any()
 
     def good(column: list[str]) -> list[str]:
         return column if whole else [column[row] for row in rows.tolist()]
@@ -171,7 +173,7 @@ def _samples(
         for part in ("val", "test"):
             if (splits == part).any() and (given is None or not (given == part).any()):
                 notes.append(f"{part} was made from {_count(groups, splits == part)} (seed {seed}).")
-    hexes = scan.digests.tobytes().hex()
+    hexes = scan.digests[rows].tobytes().hex()
     samples = Samples(
         root=listing.root,
         paths=paths,
@@ -183,8 +185,8 @@ def _samples(
         heights=scan.heights[rows],
         widths=scan.widths[rows],
         native=scan.native[rows],
-        digests=[hexes[64 * row : 64 * row + 64] for row in rows.tolist()],
-        quarantined=tuple((p, reason) for p, reason in zip(scan.paths, scan.reasons, strict=True) if reason),
+        digests=[hexes[i : i + 64] for i in range(0, len(hexes), 64)],
+        quarantined=tuple((scan.paths[row], scan.reasons[row]) for row in np.flatnonzero(bad).tolist()),
         notes=tuple(notes),
         array=listing.array,
     )

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import os
 import shutil
 
@@ -78,6 +79,8 @@ def test_bad_files_stop_or_get_no_row(folders):
     assert len(samples) == 39
     assert "a/06.png" not in samples.paths
     assert [path for path, _ in samples.quarantined] == ["a/06.png", "b/link.png"]
+    contents = [(folders / path).read_bytes() for path in samples.paths]
+    assert samples.digests == [hashlib.sha256(data).hexdigest() for data in contents]
 
 
 def test_a_class_whose_files_are_all_bad_is_no_class(folders):
