@@ -148,20 +148,20 @@ def scan_files(
     """
     cache = cache_folder(source) / "scan.npz"
     scan = (Scan.from_file(cache) or Scan.blank(paths)).reordered(paths)
-    names = [f"{root}/{path}" for path in paths]
+    folder = f"{root}/"
     with ThreadPool(threads or cores()) as pool:
-        sizes, times = _statuses(names, pool)
-        bad = np.fromiter(map(len, scan.reasons), np.int64, len(names)) > 0
+        sizes, times = _statuses(folder, paths, pool)
+        bad = np.fromiter(map(bool, scan.reasons), bool, len(paths))
         fresh = (scan.sizes == sizes) & (scan.mtime_ns == times) & ~bad
         known = np.flatnonzero(fresh)
         sampled = np.random.default_rng().permutation(known)[:SAMPLED].tolist()
-        now = pool.map(_file_digest, [names[row] for row in sampled])
+        now = pool.map(_file_digest, [folder + paths[row] for row in sampled])
         if any(scan.digests[row].tobytes() != digest for row, digest in zip(sampled, now, strict=True)):
             fresh[:] = False
         todo = np.flatnonzero(~fresh).tolist()
         stale = scan.paths != paths or bool(todo)
         saved = time.monotonic()
-        results = pool.imap(_examine, (names[row] for row in todo), chunksize=8)
+        results = pool.imap(_examine, (folder + paths[row] for row in todo), chunksize=8)
         for done, (row, found) in enumerate(zip(todo, results, strict=True), start=1):
             digest, pixels, width, height, native, person, reason = found
             scan.digests[row] = np.frombuffer(digest, np.uint8)
@@ -190,19 +190,19 @@ def _remember(cache: Path, scan: Scan, notes: list[str] | None) -> None:
             notes.append(note)
 
 
-def _statuses(names: list[str], pool: ThreadPool) -> tuple[np.ndarray, np.ndarray]:
+def _statuses(folder: str, paths: list[str], pool: ThreadPool) -> tuple[np.ndarray, np.ndarray]:
     """(N,) sizes and times of files; -1 where there is no file. Threads hide a network disk's latency."""
-    blocks = [names[i : i + 4096] for i in range(0, len(names), 4096)]
+    blocks = ((folder, paths[i : i + 4096]) for i in range(0, len(paths), 4096))
     found = [np.empty((2, 0), np.int64), *pool.imap(_status_block, blocks)]
     sizes, times = np.concatenate(found, axis=1)
     return sizes, times
 
 
-def _status_block(names: list[str]) -> np.ndarray:
-    sizes, times = [], []
-    for name in names:
+def _status_block(block: tuple[str, list[str]]) -> np.ndarray:
+    (folder, paths), sizes, times = block, [], []
+    for path in paths:
         try:
-            status = os.stat(name)
+            status = os.stat(folder + path)
         except (OSError, ValueError):
             status = None
         sizes.append(status.st_size if status else -1)

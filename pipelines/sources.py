@@ -150,7 +150,7 @@ def inside(table: Path, paths: list[str]) -> list[str]:
     root = posixpath.abspath(table.parent)
     for row, name in enumerate(paths):
         # Cheap tests first: of a million paths hardly one needs to be taken apart.
-        if "//" in name or "./" in name or name[:1] in ("/", "") or name[-1:] in "./" or "\0" in name:
+        if not name or name[0] == "/" or name[-1] in "./" or "//" in name or "./" in name or "\0" in name:
             if not name or "\0" in name:
                 raise _at(table, row, "path is empty; name an image.")
             clean = posixpath.relpath(posixpath.join(root, name), root)

@@ -151,8 +151,8 @@ def test_csv_errors_name_the_line(tmp_path, text, message):
 
 
 def test_a_path_that_leaves_and_comes_back_is_inside(tmp_path):
-    found = read_source(table(tmp_path, "path\ns/../b.png\nx..y.png\n...\n"))
-    assert found.paths == ["b.png", "x..y.png", "..."]
+    found = read_source(table(tmp_path, "path\ns/../b.png\nx..y.png\n...\nd/\nd//e.png\nf.\ng/h./i.png\n"))
+    assert found.paths == ["b.png", "x..y.png", "...", "d", "d/e.png", "f.", "g/h./i.png"]
 
 
 def test_labels_sort_by_value_or_by_name():
