@@ -58,6 +58,8 @@ def export(
     import torch
     from torch import nn
 
+    from noisyssl.transformer import Transformer
+
     for package in ("onnx", "onnxscript"):
         try:
             __import__(package)
@@ -76,7 +78,11 @@ def export(
             logits = self.network(image.float().permute(0, 3, 1, 2).contiguous())
             return logits, (logits if temperature == 1 else logits / temperature).softmax(1)
 
-    served = Served(folded(classifier)).eval()
+    fixed = copy.deepcopy(classifier)
+    for module in fixed.modules():
+        if isinstance(module, Transformer):
+            module.settle(size)
+    served = Served(folded(fixed)).eval()
     example = torch.zeros(
         2, size, size, 3, dtype=torch.uint8
     )  # a batch of 1 would be frozen in (pytorch #157621)
@@ -95,6 +101,7 @@ def export(
     assert program is not None
     model = program.model_proto
     _strip(model)
+    _shapes_after_the_cast(model.graph)
     _check(model, size, classifier.head.out_features)
     words = {f"noisyssl.{key}": value for key, value in metadata.items()} | PIXELS
     for key, value in words.items():
@@ -179,6 +186,21 @@ def _check(model: "onnx.ModelProto", size: int, classes: int) -> None:
             "Install the versions of constraints.txt (torch, onnx, onnxscript) and export again."
         )
     onnx.checker.check_model(model, full_check=True)
+
+
+def _shapes_after_the_cast(graph: "onnx.GraphProto") -> None:
+    """Let what asks for the shape of the input ask its cast, which has the same: one reader is promised."""
+    casts = [node for node in graph.node if node.op_type == "Cast" and list(node.input) == [INPUT]]
+    shapes = [node for node in graph.node if node.op_type == "Shape" and list(node.input) == [INPUT]]
+    if len(casts) != 1 or not shapes:
+        return
+    rest = [node for node in graph.node if node is not casts[0] and node not in shapes]
+    for node in shapes:
+        node.input[0] = casts[0].output[0]
+    ordered = [*casts, *shapes, *rest]
+    copies = [type(node).FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _strip(model: "onnx.ModelProto") -> None:

@@ -7,7 +7,7 @@ patches (section 3.2).
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import vit_b_16, vit_b_32, vit_h_14, vit_l_16, vit_l_32
 from torchvision.models.vision_transformer import VisionTransformer
@@ -36,16 +36,31 @@ class Transformer(VisionTransformer):
         tokens, rows, columns = self._tokens(images)
         return tokens[:, 1:].mT.unflatten(2, (rows, columns))
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, Any, Any]:
-        patches = self.conv_proj(images)
-        rows, columns = patches.shape[2], patches.shape[3]
+    def settle(self, size: int) -> None:
+        """Resample the positions once, for images of `size` x `size` alone.
+
+        A graph to serve then holds a constant instead of a bicubic resize, which ONNX Runtime cannot fold in
+        FP16 (opening such a file ended the process) and TensorRT does not have.
+        """
+        side = size // self.patch_size
+        with torch.no_grad():
+            self.settled = nn.Buffer(self._added(side, side), persistent=False)
+
+    def _added(self, rows: Any, columns: Any) -> Tensor:
+        """(1, 1 + rows x columns, D): the class token at its position, and the positions of the patches."""
         position = self.encoder.pos_embedding
         side = self.image_size // self.patch_size
         grid = position[:, 1:].mT.unflatten(2, (side, side))
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
-        first = self.class_token + position[:, :1]
+        return torch.cat([self.class_token + position[:, :1], grid.flatten(2).mT], 1)
+
+    def _tokens(self, images: Tensor) -> tuple[Tensor, Any, Any]:
+        patches = self.conv_proj(images)
+        rows, columns = patches.shape[2], patches.shape[3]
+        settled: Tensor | None = getattr(self, "settled", None)
+        added = self._added(rows, columns) if settled is None else settled
         # a padded row becomes the class token: an expanded one would put the batch size into the ONNX graph
-        tokens = F.pad(patches.flatten(2).mT, (0, 0, 1, 0)) + torch.cat([first, grid.flatten(2).mT], 1)
+        tokens = F.pad(patches.flatten(2).mT, (0, 0, 1, 0)) + added
         tokens = self.encoder.dropout(tokens)
         return self.encoder.ln(self.encoder.layers(tokens)), rows, columns
 

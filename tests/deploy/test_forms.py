@@ -211,3 +211,17 @@ def test_older_bundles_without_precisions_still_load(lowered, tmp_path):
     assert read(old).precisions == {}
     with open_runtime(old, "onnx", "cpu", 1) as opened:
         assert opened.logits(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0", "vit_ti_16"])
+def test_every_family_of_backbones_has_files_of_every_precision_that_open(name, tmp_path):
+    from noisyssl.benchmarks.inference import random_bundle
+    from noisyssl.deploy.bundle import read
+
+    random_bundle(tmp_path / "bundle", name, 64)  # its gates let INT8 pass: a random network has no margins
+    found = read(tmp_path / "bundle").precisions
+    assert set(found) == {"fp32", "fp16", "int8-cpu", "int8-trt"}
+    assert found["fp16"]["passed"]
+    assert found["fp16"]["max_probability_difference"] < 1e-2
+    assert found["int8-trt"]["max_probability_difference"] < 5e-2

@@ -2,6 +2,7 @@ import copy
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 import torch
 from torch import nn
@@ -73,6 +74,31 @@ def test_every_family_of_backbones_exports_to_the_same_numbers(name, tmp_path):
         with torch.no_grad():
             expected = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_what_asks_for_the_inputs_shape_asks_its_cast():
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Shape", ["image"], ["shape"], start=0, end=1),
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Concat", ["shape", "minus"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["float", "wanted"], ["rows"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("image", TensorProto.UINT8, ["b", 2, 3])],
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["b", 6])],
+        [helper.make_tensor("minus", TensorProto.INT64, [1], [-1])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    images = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    (before,) = onnx.reference.ReferenceEvaluator(model).run(None, {"image": images})
+    to_onnx._shapes_after_the_cast(model.graph)
+    assert [node.op_type for node in model.graph.node] == ["Cast", "Shape", "Concat", "Reshape"]
+    assert [node.op_type for node in model.graph.node if "image" in node.input] == ["Cast"]
+    onnx.checker.check_model(model, full_check=True)
+    (after,) = onnx.reference.ReferenceEvaluator(model).run(None, {"image": images})
+    np.testing.assert_array_equal(before, after)
 
 
 def test_folding_changes_nothing_but_the_number_of_layers(classifier, images):

@@ -135,3 +135,14 @@ def test_mlp_has_its_layers_between():
 def test_unknown_names_are_refused(name, stem, message):
     with pytest.raises(ConfigError, match=message):
         build_backbone(name, stem)
+
+
+def test_settled_positions_change_nothing_at_their_size():
+    torch.manual_seed(0)
+    backbone = build_backbone("vit_ti_16").eval()
+    images = torch.randn(2, 3, 64, 64)
+    before = backbone.trunk(images)
+    keys = set(backbone.state_dict())
+    backbone.trunk.settle(64)
+    torch.testing.assert_close(backbone.trunk(images), before)
+    assert set(backbone.state_dict()) == keys
