@@ -39,6 +39,7 @@ def convert(
             largest[tensor.name] = float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
     head, outputs = head_of(model.graph), {value.name for value in model.graph.output}
     scalars = {tensor.name for tensor in model.graph.initializer if not tensor.dims or max(tensor.dims) == 1}
+    factors = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
     narrow, islands = set(), []
     for node in model.graph.node:
         names = floats.intersection((*node.input, *node.output))
@@ -47,7 +48,7 @@ def convert(
         if outputs.intersection(node.input):  # what divides the logits by the temperature
             continue
         # the scale of attention: opening the file ends the process where ONNX Runtime 1.31 fuses one in FP16
-        if node.op_type == "Mul" and scalars.intersection(node.input):
+        if node.op_type == "Mul" and scalars.intersection(node.input) and node.output[0] in factors:
             continue
         if any(largest.get(name, 0.0) > limit for name in names):
             islands.append(node.name)
