@@ -33,14 +33,19 @@ def philox(counter: Words, key: tuple[Any, Any]) -> Words:
         counter: four words in [0, 2**32): int64 arrays (tensors) or integers, broadcast together.
         key: two more of the same kind.
     """
+    with np.errstate(over="ignore"):  # NumPy scalars warn where arrays wrap silently
+        return _rounds(counter, key)
+
+
+def _rounds(counter: Words, key: tuple[Any, Any]) -> Words:
+    """`philox` without NumPy's context, where torch.compile would have to break its graph."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    with np.errstate(over="ignore"):  # NumPy scalars warn where arrays wrap silently
-        for _ in range(ROUNDS):
-            high0, low0 = _product(MULTIPLIERS[0], c0)
-            high1, low1 = _product(MULTIPLIERS[1], c2)
-            c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-            k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
+    for _ in range(ROUNDS):
+        high0, low0 = _product(MULTIPLIERS[0], c0)
+        high1, low1 = _product(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
     return c0, c1, c2, c3
 
 
@@ -55,14 +60,14 @@ def words(key: Any, stream: int, count: int) -> Any:
     blocks = -(-count // 4)
     if isinstance(key, np.ndarray):
         block: Any = np.arange(blocks, dtype=np.int64)
-        stack: Any = np.stack
+        mix, stack = philox, np.stack
     else:
         import torch  # a caller with a tensor has it loaded; NumPy callers never pay for it
 
         block = torch.arange(blocks, dtype=torch.int64, device=key.device)
-        stack = torch.stack
+        mix, stack = _rounds, torch.stack
     row = key[:, None]
-    out = philox((block, stream, 0, 0), (row & MASK, (row >> 32) & MASK))
+    out = mix((block, stream, 0, 0), (row & MASK, (row >> 32) & MASK))
     return stack(out, -1).reshape(len(key), blocks * 4)[:, :count]
 
 

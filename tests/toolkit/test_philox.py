@@ -78,3 +78,21 @@ def test_a_row_depends_on_its_key_and_stream_only():
     assert (words(keys(50), 3, 9) != all_rows).mean() > 0.99
     flipped = words(keys(50) ^ (1 << 40), 2, 9)  # the upper word of the key counts as well
     assert (flipped != all_rows).mean() > 0.99
+
+
+def test_torch_compile_takes_it_in_one_graph():
+    """A break in the midst of a method's step would cut what can be fused or captured."""
+    whole = torch.compile(uniform, backend="eager", fullgraph=True)
+    key = torch.arange(5) * 7919
+    assert torch.equal(whole(key, 3, 6), uniform(key, 3, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_compiled_it_gives_the_same_numbers(device):
+    """Its products wrap around in int64, which compilers might take for undefined."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randint(-(2**62), 2**62, (4096,), generator=generator).to(device)
+    assert torch.equal(torch.compile(uniform)(key, 3, 6), uniform(key, 3, 6))
