@@ -1,4 +1,4 @@
-"""Question "ladder": what each rung (half precision, memory layout, compilation) adds to a training step.
+"""Question "ladder": what each rung (precision, memory layout, compilation, graphs) adds to a training step.
 
 Cross-entropy on one preloaded batch, all rungs in turn in one process; the lowest is float32 in contiguous
 memory without TF32.
@@ -23,13 +23,14 @@ from noisyssl.pipelines.setup import device_of
 from noisyssl.pipelines.stepping import step
 
 CLASSES = 9
-RUNGS: dict[str, tuple[str, torch.memory_format, bool]] = {  # precision, layout, compiled
-    "float32": ("float32", torch.contiguous_format, False),
-    "bf16": ("bf16", torch.contiguous_format, False),
-    "bf16, channels-last": ("bf16", torch.channels_last, False),
-    "bf16, channels-last, compiled": ("bf16", torch.channels_last, True),
+RUNGS: dict[str, tuple[str, torch.memory_format, str]] = {  # precision, layout, `compile`
+    "float32": ("float32", torch.contiguous_format, "off"),
+    "bf16": ("bf16", torch.contiguous_format, "off"),
+    "bf16, channels-last": ("bf16", torch.channels_last, "off"),
+    "bf16, channels-last, compiled": ("bf16", torch.channels_last, "on"),
+    "bf16, channels-last, CUDA graphs": ("bf16", torch.channels_last, "graphs"),
 }
-LOWEST, PLAIN, EAGER, COMPILED = RUNGS
+LOWEST, PLAIN, EAGER, COMPILED, GRAPHS = RUNGS
 
 
 def measure(
@@ -53,12 +54,13 @@ def measure(
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     sides = {name: many(training_step(backbone, batch, size, *rung), steps) for name, rung in RUNGS.items()}
-    seconds = interleaved(sides, warm=2, runs=runs)
+    seconds = interleaved(sides, warm=2, runs=runs)  # eight steps: graphs are recorded in the second
     speeds = {name: rate(batch * steps, taken) for name, taken in seconds.items()}
     gains = {
         "bf16 channels-last / float32": ratio(seconds[LOWEST], seconds[EAGER]),
         "channels-last / contiguous": ratio(seconds[PLAIN], seconds[EAGER]),
         "compiled / eager": ratio(seconds[EAGER], seconds[COMPILED]),
+        "CUDA graphs / compiled": ratio(seconds[COMPILED], seconds[GRAPHS]),
     }
     figures = {f"{name}, images/s": value.median for name, value in speeds.items()}
     figures |= {name: value.median for name, value in gains.items()}
@@ -70,11 +72,11 @@ def measure(
 
 
 def training_step(
-    backbone: str, batch: int, size: int, precision: str, layout: torch.memory_format, compiled: bool
+    backbone: str, batch: int, size: int, precision: str, layout: torch.memory_format, compile: str
 ) -> Callable[[], None]:
     """One step as the loop takes it, on the same images every time."""
     device = device_of("auto")
-    stage = replace(TrainConfig(), batch=batch, precision=precision, compile="on" if compiled else "off")
+    stage = replace(TrainConfig(), batch=batch, precision=precision, compile=compile)
     torch.manual_seed(0)
     given = Given(count=batch, train=np.arange(batch), classes=CLASSES)
     network = build_classifier(backbone, "plain", CLASSES)

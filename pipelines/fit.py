@@ -41,9 +41,9 @@ def prepare(objective: Objective, stage: Stage, device: torch.device) -> State:
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype_of(stage, device) is torch.float16)
     network = joined(objective) if world() > 1 else objective
-    if stage.compile == "on":
-        objective.compile()  # in place: names of parameters stay as they are
-    return State(objective=objective, network=network, optimizer=optimizer, scaler=scaler, average=average)
+    state = State(objective=objective, network=network, optimizer=optimizer, scaler=scaler, average=average)
+    state.take({"on": "compiled", "graphs": "graphs"}.get(stage.compile, "eager"))
+    return state
 
 
 def joined(objective: Objective) -> DistributedDataParallel:

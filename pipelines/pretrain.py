@@ -22,7 +22,7 @@ from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.schedule import must_be_shared
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
-from noisyssl.pipelines.speedup import compile_if_faster
+from noisyssl.pipelines.speedup import choose_way
 from noisyssl.pipelines.watch import Truth, watching
 
 Show = Callable[[dict[str, Any]], None]
@@ -110,7 +110,7 @@ def pretrain(
                 state.facts["loss"] = entry["loss"]
             run.log(entry)
 
-        compile_if_faster(state, loader, stage, device, run.log)
+        choose_way(state, loader, stage, device, run.log)
 
         for epoch in fit(
             state, loader, stage, device=device, predict=_no_logits, log=log, save=save, stopped=stopped

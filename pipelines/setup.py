@@ -16,6 +16,7 @@ from noisyssl.pipelines.fit import dtype_of
 from noisyssl.pipelines.launch import local_rank, local_world
 from noisyssl.pipelines.loader import must_be_possible
 from noisyssl.pipelines.samples import Samples
+from noisyssl.pipelines.speedup import can_capture
 from noisyssl.pipelines.tables import read_own_table
 
 
@@ -44,7 +45,7 @@ def settings_must_hold(config: Config, stage: Stage) -> None:
     """Raises what the settings of a stage alone make impossible on this machine.
 
     Raises:
-        ConfigError: an unknown backbone, a precision the device lacks, or weights that do not fit.
+        ConfigError: an unknown backbone, what the device lacks, or weights that do not fit.
         MachineError: a device or a package is missing.
     """
     if stage.batch < 2:
@@ -54,6 +55,11 @@ def settings_must_hold(config: Config, stage: Stage) -> None:
     backbone = build_backbone(config.backbone, config.stem)
     device = device_of(config.device)
     dtype_of(stage, device)
+    if stage.compile == "graphs" and not can_capture(device):
+        raise ConfigError(
+            f"{stage.section()}.compile is 'graphs', which takes an NVIDIA GPU and a single process; "
+            f"set {stage.section()}.compile=on or auto."
+        )
     must_be_possible(config.data.loader, device)
     if stage.tensorboard:
         summary_writer()

@@ -1,5 +1,6 @@
-"""Whether torch.compile pays: both ways are timed on the run's own batch, and the faster one is kept."""
+"""Which way to take steps (as they are, compiled, as CUDA graphs): timed on the run's own batch."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from noisyssl.batch import Batch
 from noisyssl.config import Stage
-from noisyssl.distributed import exchange
+from noisyssl.distributed import exchange, world
 from noisyssl.pipelines.fit import Log, dtype_of
 from noisyssl.pipelines.loader import Loader
 from noisyssl.pipelines.state import State
@@ -16,15 +17,30 @@ from noisyssl.pipelines.stepping import averaged_later, take_apart
 
 CALLS = 10
 """Forward and backward passes that are timed."""
+TOLERANCE = 0.05
+"""Largest difference between a way's mean loss and the eager one, relative for losses above 1.
+
+bf16 rounds to 0.4 %, and dropped paths are drawn differently; what reads a wrong address is far off.
+"""
+WORDS = {"eager": "as they are", "compiled": "compiled", "graphs": "as CUDA graphs"}
 
 
-def compile_if_faster(state: State, loader: Loader, stage: Stage, device: torch.device, log: Log) -> None:
-    """Compile `state.objective` if `stage.compile` is auto and that is faster; the log gets the reason.
+def can_capture(device: torch.device) -> bool:
+    """Whether steps can be CUDA graphs: on a GPU, and alone.
+
+    Losses and BatchNorms of several processes wait for each other in the midst of a step; capturing that
+    would tie the processes' captures together.
+    """
+    return device.type == "cuda" and world() == 1
+
+
+def choose_way(state: State, loader: Loader, stage: Stage, device: torch.device, log: Log) -> None:
+    """Take the steps of `state` the fastest way, or as graphs if they work; the log gets the reason.
 
     The choice is a fact of the run: a resumed one does not measure again, and goes on as it began. Training
     is the same as without the measurement: weights see no step, buffers and random numbers are put back.
     """
-    if stage.compile != "auto":
+    if stage.compile not in ("graphs", "auto"):
         return
     facts = state.facts.get("compile")
     if facts is None:
@@ -32,14 +48,18 @@ def compile_if_faster(state: State, loader: Loader, stage: Stage, device: torch.
         batch = next(iter(loader))
         facts = state.facts["compile"] = measured(state, batch, stage, device, dtype_of(stage, device))
         log({"kind": "compile", "message": said(facts), "time": time.time(), **facts})
-    if facts["compiled"]:
-        state.objective.compile()
+    way = facts.get("way") or ("compiled" if facts["compiled"] else "eager")  # as runs before had it
+    if way == "graphs" and not can_capture(device):
+        message = "this run took its steps as CUDA graphs, which take an NVIDIA GPU and a single process; "
+        log({"kind": "warning", "message": message + "it goes on without.", "time": time.time()})
+        way = "eager"
+    state.take(way)
 
 
 def measured(
     state: State, batch: Batch, stage: Stage, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """{"compiled": the choice, "eager_ms", "compiled_ms": milliseconds, "error": why it did not compile}.
+    """{"way": the choice, "ms": {way: milliseconds}, "errors": {way: why it is out}}.
 
     Raises:
         TrainingError: the batch does not fit into memory, see `stepping.take_apart`.
@@ -47,41 +67,75 @@ def measured(
     batch = batch.to(device)
     state.objective.train()
     buffers = {name: value.clone() for name, value in state.objective.named_buffers()}
+    nothing = torch.zeros((), dtype=torch.bool, device=device)
 
-    def both() -> None:
-        with averaged_later(state.network):
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-                loss = state.network(batch.parts(state.parts)[0])["loss"]
-            loss.backward()
-        state.objective.zero_grad(set_to_none=True)
+    def timed(way: str) -> tuple[float, float]:
+        """Milliseconds, and the mean loss; each way starts from the same buffers and random numbers."""
+        losses = []
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        eager = None
-        while eager is None:
+        def both() -> None:
+            state.begin()
             try:
-                eager = milliseconds(both, device)
-            except torch.OutOfMemoryError as full:
-                state.objective.zero_grad(set_to_none=True)
-                take_apart(state, [batch], stage, full)
-        compiled, error = None, ""
-        state.objective.compile()
+                with averaged_later(state.network):
+                    with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                        loss = state.network(batch.parts(state.parts)[0])["loss"]
+                    loss.backward()
+            finally:
+                state.objective.after_step(0.0, nothing)  # forgets what the forward pass left for it
+            losses.append(loss.detach().clone())
+            state.objective.zero_grad(set_to_none=True)
+
+        state.take(way)
         try:
-            compiled = milliseconds(both, device)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                return milliseconds(both, device), float(torch.stack(losses).mean())
+        finally:
+            for name, value in state.objective.named_buffers():
+                value.copy_(buffers[name])
+            state.objective.zero_grad(set_to_none=True)
+
+    found: dict[str, tuple[float, float]] = {}
+    while not found:
+        try:
+            found["eager"] = timed("eager")
+        except torch.OutOfMemoryError as full:
+            take_apart(state, [batch], stage, full)
+    errors: dict[str, str] = {}
+    for way in candidates(stage, device):
+        try:
+            found[way] = timed(way)
         except Exception as problem:  # the compiler has no exception of its own; training goes on without it
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
-        state.objective._compiled_call_impl = None  # what `compile` sets: eager again
-    for name, value in state.objective.named_buffers():
-        value.copy_(buffers[name])
-    state.objective.zero_grad(set_to_none=True)
-    votes = exchange([eager, compiled or 0.0])  # all must take the same way, the slowest decides
-    errors = [vote for vote in exchange(error) if vote]
-    eager, compiled = (max(times) for times in zip(*votes, strict=True))
-    faster = not errors and compiled < eager
-    return {"compiled": faster, "eager_ms": eager, "compiled_ms": compiled, "error": next(iter(errors), "")}
+            errors[way] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+    for way, (_, loss) in found.items():
+        if not close(loss, found["eager"][1]) and way != "eager":
+            errors[way] = f"its loss is {loss:.4g}, that of the steps as they are {found['eager'][1]:.4g}"
+    # all processes must take the same way; the slowest decides
+    votes = exchange([{way: ms for way, (ms, _) in found.items()}, errors])
+    errors = {way: why for _, problems in votes for way, why in problems.items()}
+    ms = {way: max(times[way] for times, _ in votes) for way in found if way not in errors}
+    fastest = min(ms, key=lambda way: ms[way])
+    way = fastest if stage.compile == "auto" else "graphs" if "graphs" in ms else "eager"
+    if way != "graphs" and can_capture(device):
+        state.take("eager")
+        torch.compiler.reset()  # graphs hold their memory for as long as their code is kept
+        torch.cuda.empty_cache()
+    return {"way": way, "ms": ms, "errors": errors}
+
+
+def candidates(stage: Stage, device: torch.device) -> list[str]:
+    """What is tried beside eager."""
+    if stage.compile == "graphs":
+        return ["graphs"]
+    return ["compiled", "graphs"] if can_capture(device) else ["compiled"]
+
+
+def close(loss: float, eager: float) -> bool:
+    """Whether two mean losses are finite and the same but for rounding."""
+    return math.isfinite(loss) and math.isclose(loss, eager, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
 
 
 def milliseconds(both: Callable[[], None], device: torch.device) -> float:
-    """Of one call, in the mean of `CALLS` after three that warm up."""
+    """Of one call, in the mean of `CALLS` after three that warm up: graphs run, are recorded, replayed."""
     for _ in range(3):
         both()
     wait(device)
@@ -98,11 +152,9 @@ def wait(device: torch.device) -> None:
 
 
 def said(facts: dict[str, Any]) -> str:
-    """The choice in a sentence."""
-    if facts["error"]:
-        return f"not compiled, which failed ({facts['error']}); training goes on without."
-    chosen = "compiled" if facts["compiled"] else "not compiled"
-    return (
-        f"{chosen}: forward and backward take {facts['compiled_ms']:.1f} ms compiled, "
-        f"{facts['eager_ms']:.1f} ms as they are."
-    )
+    """The choice in a sentence, and what is out."""
+    times = ", ".join(f"{ms:.1f} ms {WORDS[way]}" for way, ms in facts["ms"].items())
+    message = f"steps are taken {WORDS[facts['way']]}: forward and backward take {times}"
+    for way, why in facts["errors"].items():
+        message += f"; {WORDS[way]} they failed ({why})"
+    return message + "."

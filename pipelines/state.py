@@ -9,6 +9,14 @@ from torch import Tensor
 
 from noisyssl.objective import Objective
 
+WAYS: dict[str, dict[str, Any] | None] = {
+    "eager": None,
+    "compiled": {},
+    # CUDA graphs hold for one shape each, so that code for any shape would only be slower
+    "graphs": {"mode": "reduce-overhead", "dynamic": False},
+}
+"""How a step may be taken, and what torch.compile is told for it."""
+
 
 @dataclass(kw_only=True)
 class State:
@@ -29,8 +37,30 @@ class State:
     """Optimizer steps taken or skipped."""
     parts: int = 1
     """Parts that each batch is taken in, one after the other, since the whole did not fit into memory."""
+    way: str = "eager"
+    """How steps are taken, of `WAYS`; a choice for this machine and no part of a checkpoint."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the stage adds for itself: JSON only (best epoch so far, dropped files)."""
+
+    def take(self, way: str) -> None:
+        """Take steps this way from here on; in place, so that names of parameters stay as they are."""
+        if way == self.way:
+            return
+        self.objective._compiled_call_impl = None  # what `compile` sets: eager again
+        if (told := WAYS[way]) is not None:
+            self.objective.compile(**told)
+        self.way = way
+
+    def begin(self) -> None:
+        """Call it before each step: what the last one computed may be written over from here on.
+
+        Graphs write to the same addresses each time. Within a step they follow each other (parts,
+        accumulated batches), and gradients that lie in their memory must last until the optimizer has used
+        them; torch guesses that each forward pass begins anew unless it is told. Whatever is kept longer
+        (terms for the log, queues, memories) has to be a copy.
+        """
+        if self.way == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
 
     def trained(self) -> Objective:
         """The objective whose weights are evaluated and saved: the average where there is one."""

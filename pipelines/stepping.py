@@ -28,6 +28,7 @@ def step(
         lr = stage.lr if settings.get("constant") else rate
         settings["lr"] = lr * settings.get("lr_scale", 1.0)
     while True:
+        state.begin()
         try:
             totals = gradients(state, group, device, dtype)
             break

@@ -39,7 +39,7 @@ from noisyssl.pipelines.setup import (
     settings_must_hold,
     start_from,
 )
-from noisyssl.pipelines.speedup import compile_if_faster
+from noisyssl.pipelines.speedup import choose_way
 from noisyssl.pipelines.tuning import head_epochs, hold
 
 
@@ -122,7 +122,7 @@ def train(
             )
             for message in concerns(config, "train", samples) if resumed is None else ():
                 run.log({"kind": "warning", "message": message, "time": time.time()})
-            compile_if_faster(state, loader, stage, device, run.log)
+            choose_way(state, loader, stage, device, run.log)
             kept = Kept(run, stage.epochs)
             choices = Choices(stage.choice, state.facts, kept)
 

@@ -67,7 +67,8 @@ class Stage:
     ema: float = 0.0
     """Decay of averaged weights, which are then evaluated and saved; 0 is off."""
     compile: str = "off"
-    """torch.compile: off, on, or auto, which times both ways on the first batch and keeps the faster."""
+    """torch.compile: off, on, graphs (compiled steps as CUDA graphs: one process on an NVIDIA GPU), or auto,
+    which times these ways on the first batch and keeps the fastest."""
     log_every: int = 10
     """Steps between log lines; the only point where the host waits for the GPU."""
     checkpoint_minutes: float = 10.0
@@ -93,7 +94,7 @@ class Stage:
         require(0 <= self.warmup < 1, f"{name}.warmup", self.warmup, "in [0, 1)")
         require(self.accumulate >= 1, f"{name}.accumulate", self.accumulate, "at least 1")
         require(self.clip >= 0, f"{name}.clip", self.clip, "0 (off) or above")
-        one_of(f"{name}.compile", self.compile, ("off", "on", "auto"))
+        one_of(f"{name}.compile", self.compile, ("off", "on", "graphs", "auto"))
         one_of(f"{name}.precision", self.precision, ("auto", "float32", "bf16", "fp16"))
         require(0 <= self.ema < 1, f"{name}.ema", self.ema, "in [0, 1)")
         require(self.log_every >= 1, f"{name}.log_every", self.log_every, "at least 1")

@@ -53,16 +53,17 @@ def test_rungs_differ_in_nothing_but_what_they_are_called_for(monkeypatch):
         return built[-1][1]
 
     monkeypatch.setattr(ladder, "prepare", noted)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # takes a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # takes a minute
     known = {"figures": {"copy GB/s": 1000.0, "matrix TFLOP/s": 100.0}}
     monkeypatch.setitem(limits.WORK, "resnet18-w16", (1e9, 1e6))
     one = ladder.measure("resnet18-w16", batch=4, size=32, steps=1, runs=2, known=known)
     stages = [stage for stage, _ in built]
-    assert [stage.precision for stage in stages] == ["float32", "bf16", "bf16", "bf16"]
-    assert [stage.compile for stage in stages] == ["off", "off", "off", "on"]
+    assert [stage.precision for stage in stages] == ["float32", *["bf16"] * 4]
+    assert [stage.compile for stage in stages] == ["off", "off", "off", "on", "graphs"]
+    assert [state.way for _, state in built] == ["eager", "eager", "eager", "compiled", "graphs"]
     layouts = [state.objective.network.backbone.trunk.layer1[0].conv1.weight for _, state in built]
     last = [weight.is_contiguous(memory_format=torch.channels_last) for weight in layouts]
-    assert last == [False, False, True, True]
+    assert last == [False, False, True, True, True]
     figures = one["figures"]
     best = max(figures[f"{name}, images/s"] for name in ladder.RUNGS)
     assert figures["share of the no-overlap limit"] == pytest.approx(best / (1 / (1e-5 + 1e-6)))

@@ -92,7 +92,8 @@ class DINO(SSLMethod):
     def after_step(self, progress: float, ok: Tensor) -> None:
         momentum = rising(self.config.momentum, progress)
         follow(self.teacher, nn.Sequential(self.backbone, self.head), momentum, ok)
-        seen, self.seen = torch.stack(self.seen).mean(0), []
+        seen = torch.stack(self.seen).mean(0) if self.seen else self.centre
+        self.seen, self.head.frozen = [], None
         change = (1 - self.config.centre_momentum) * (seen - self.centre)
         self.centre += torch.where(ok, change, 0)
         self.progress.fill_(progress)

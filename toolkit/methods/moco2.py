@@ -96,7 +96,7 @@ class MoCoV2(SSLMethod):
 
     def after_step(self, progress: float, ok: Tensor) -> None:
         follow(self.key, nn.Sequential(self.backbone, self.projector), self.momentum, ok)
-        keys, self.waiting = torch.cat(self.waiting), []
+        keys, self.waiting = torch.cat([self.queue[:0], *self.waiting]), []  # copies: see `State.begin`
         where = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[where] = torch.where(ok, keys, self.queue[where])
         self.pointer += len(keys) * ok

@@ -1,0 +1,205 @@
+"""Steps as CUDA graphs, which write to the same memory each time: what begins a step, what may outlive it."""
+
+import copy
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noisyssl.backbones import build_backbone
+from noisyssl.batch import Batch
+from noisyssl.classifier import build_classifier
+from noisyssl.config import TrainConfig
+from noisyssl.methods import METHODS
+from noisyssl.objective import Given
+from noisyssl.objectives import OBJECTIVES, build_objective
+from noisyssl.pipelines import speedup, stepping
+from noisyssl.pipelines.fit import prepare
+
+CPU = torch.device("cpu")
+STAGE = replace(TrainConfig(), batch=4, compile="off")
+NARROW = {"moco2": {"queue": 32, "splits": 2}, "dino": {"prototypes": 64}}
+
+
+def begun(name, device=CPU, stage=STAGE):
+    """A small method or objective before its first step."""
+    torch.manual_seed(0)
+    if name in METHODS:
+        kind = METHODS[name]
+        objective = kind(build_backbone("resnet18-w16"), kind.Config(**NARROW.get(name, {})), 32)
+    else:
+        given = Given(
+            count=4, train=np.arange(4), classes=3, labels=np.arange(4) % 3, epochs=3,
+            another=lambda: build_classifier("resnet18-w16", "plain", 3),
+        )  # fmt: skip
+        network = build_classifier("resnet18-w16", "plain", 3)
+        objective = build_objective(name, network, OBJECTIVES[name][1](), given)
+    return prepare(objective, stage, device)
+
+
+def batch_for(name, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [v.size for v in METHODS[name].views(32)] if name in METHODS else [32, 32]
+    images = (torch.randint(0, 256, (4, 3, s, s), dtype=torch.uint8, generator=generator) for s in sizes)
+    index = torch.arange(4)
+    return Batch(views=tuple(images), index=index, key=index * 7919 + seed, label=index % 3)
+
+
+@pytest.fixture
+def marks(monkeypatch):
+    """One entry for each time that torch is told of a new step; compilation changes nothing."""
+    marked = []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", self._call_impl)
+    )
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
+    return marked
+
+
+@pytest.mark.parametrize(("way", "count"), [("eager", 0), ("compiled", 0), ("graphs", 1)])
+def test_a_step_begins_once_whatever_it_consists_of(way, count, marks):
+    """Gradients of its parts add up in the graphs' memory, which must not be written over in between."""
+    state = begun("ce")
+    state.take(way)
+    state.parts = 2
+    group = [batch_for("ce")] * 3
+    stepping.step(state, group, 0.1, STAGE, CPU, torch.float32)
+    assert marks == [1] * count
+
+
+def test_a_step_that_did_not_fit_begins_again(marks, monkeypatch):
+    state = begun("ce")
+    real = type(state.objective).forward
+
+    def forward(self, batch):
+        if len(batch.index) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch)
+
+    monkeypatch.setattr(type(state.objective), "forward", forward)
+    state.take("graphs")
+    stepping.step(state, [batch_for("ce")], 0.1, STAGE, CPU, torch.float32)
+    assert marks == [1, 1]
+
+
+class Made(TorchDispatchMode):
+    """Notes whatever memory the operations inside come out with."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(one, torch.Tensor):
+                self.storages[one.untyped_storage()._cdata] = StorageWeakRef(one.untyped_storage())
+        return out
+
+
+@pytest.mark.parametrize("name", [*METHODS, *OBJECTIVES])
+def test_nothing_that_a_forward_pass_made_outlives_its_step(name, monkeypatch):
+    """It may lie in the memory of graphs, which the next step writes over: what is kept must be a copy."""
+    state, batch = begun(name), batch_for(name)
+    made, real = [], type(state.objective).forward
+
+    def forward(self, batch):
+        made.append(Made())
+        with made[-1]:
+            return real(self, batch)
+
+    monkeypatch.setattr(type(state.objective), "forward", forward)
+    inputs = [*batch.views, batch.index, batch.key, batch.label]
+    owned = [*state.objective.parameters(), *state.objective.buffers(), *inputs]
+    own = {tensor.untyped_storage()._cdata for tensor in owned}
+    terms, ok = stepping.step(state, [batch] * 2, 0.01, STAGE, CPU, torch.float32)
+    state.objective.after_step(0.5, ok)
+    gc.collect()
+    assert len(made) == 2
+    alive = [ref for one in made for key, ref in one.storages.items() if key not in own and not ref.expired()]
+    assert sum(len(one.storages) for one in made) > 20
+    assert not alive
+    assert terms["loss"].isfinite()  # as the log keeps it
+
+
+@pytest.mark.parametrize("name", ["moco2", "dino"])
+@pytest.mark.parametrize("fails", ["nowhere", "in the forward pass", "in the backward pass"])
+def test_what_a_forward_pass_leaves_for_after_the_step_is_forgotten(name, fails, marks, monkeypatch):
+    """Keys wait for the queue, outputs for the centre: those of the measurement join neither."""
+    monkeypatch.setattr(speedup, "CALLS", 1)
+    state, batch = begun(name), batch_for(name)
+    real = type(state.objective).forward
+
+    def forward(self, batch):
+        if state.way != "eager" and "forward" in fails:
+            raise RuntimeError(f"fails {fails}")
+        terms = real(self, batch)
+        return {"loss": terms["loss"].detach()} if state.way != "eager" and "backward" in fails else terms
+
+    monkeypatch.setattr(type(state.objective), "forward", forward)
+    before = copy.deepcopy(state.tensors())
+    facts = speedup.measured(state, batch, replace(STAGE, compile="auto"), CPU, torch.float32)
+    why = {"nowhere": "", "in the forward pass": "fails in the forward pass"}.get(fails, "require grad")
+    assert why in facts["errors"].get("compiled", "")
+    assert bool(why) == bool(facts["errors"])
+    after = state.tensors()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not (state.objective.waiting if name == "moco2" else state.objective.seen)
+
+
+@pytest.fixture
+def fresh():
+    """Compiled code of earlier tests is gone: of one function only eight variants are kept."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["ce", "elr", "sop", "simclr", "moco2", "dino"])
+def test_graphs_take_the_steps_of_eager(name, accumulate, fresh):
+    device, stage = torch.device("cuda"), replace(STAGE, optimizer="sgd", lr=0.01, precision="float32")
+
+    def steps(way):
+        state, kept, read = begun(name, device, stage), [], []
+        state.take(way)
+        state.objective.train()
+        for number in range(6):  # graphs run, are recorded, and are replayed from the third on
+            group = [batch_for(name, 10 * number + i) for i in range(accumulate)]
+            terms, ok = stepping.step(state, group, 0.01, stage, device, torch.float32)
+            state.objective.after_step(number / 6, ok)
+            kept.append(terms["loss"])
+            read.append(float(terms["loss"]))
+        assert [float(loss) for loss in kept] == read  # the log reads them steps later
+        return read, torch.cat([p.detach().flatten() for p in state.objective.parameters()])
+
+    (eager, ours), (graphs, theirs) = steps("eager"), steps("graphs")
+    assert graphs == pytest.approx(eager, rel=0.02, abs=0.02)
+    assert (ours - theirs).norm() < 0.01 * ours.norm()
+    if name == "ce":  # nothing of it was left uncaptured
+        assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_auto_measures_three_ways_and_leaves_no_trace(fresh):
+    device, stage = torch.device("cuda"), replace(STAGE, compile="auto")
+    state, batch = begun("moco2", device, stage), batch_for("moco2")
+    before = copy.deepcopy(state.tensors())
+    facts = speedup.measured(state, batch, stage, device, torch.bfloat16)
+    assert not facts["errors"]
+    assert facts["ms"].keys() == {"eager", "compiled", "graphs"}
+    assert facts["way"] == min(facts["ms"], key=facts["ms"].get)
+    after = state.tensors()
+    assert all(torch.equal(before[key], after[key]) for key in before)
