@@ -15,6 +15,8 @@ from noisyssl.distributed import rank, world
 from noisyssl.errors import ConfigError
 from noisyssl.machine import versions
 from noisyssl.methods import METHODS
+from noisyssl.methods.base import SSLMethod
+from noisyssl.pipelines.batch_size import is_open
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.modality import concerns, stage_views
@@ -24,6 +26,7 @@ from noisyssl.pipelines.schedule import must_be_shared
 from noisyssl.pipelines.setup import device_of, dropped_of, seed_all, settings_must_hold, start_from
 from noisyssl.pipelines.speedup import choose_way
 from noisyssl.pipelines.watch import Truth, watching
+from noisyssl.views import View
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -51,24 +54,22 @@ def pretrain(
         Stopped: a signal asked to end; the checkpoint is written.
     """
     stage, began = config.pretrain, time.monotonic()
-    kind = METHODS[stage.method]
     must_divide(config)
     device = device_of(config.device)
     torch.set_num_threads(config.threads)
     seed_all(config.seed)
-    backbone = build_backbone(config.backbone, config.stem)
-    method = kind(backbone, stage.options, config.data.size)
+    method, views = scratch(config, samples)
     method.must_accept(stage.batch)  # here too: another number of processes may go on
     if run.is_fresh():
         must_be_possible(config, samples)
         if stage.weights:
-            run.log(start_from(backbone.trunk, stage.weights))
+            run.log(start_from(method.backbone.trunk, stage.weights))
     state = prepare(method, stage, device)
     resumed = run.restore(state)
     loader = open_loader(
         samples,
         samples.where("train"),
-        stage_views(config, "pretrain"),
+        views,
         batch=stage.batch,
         seed=config.seed,
         device=device,
@@ -138,20 +139,25 @@ def pretrain(
     return metrics
 
 
+def scratch(config: Config, samples: Samples | None = None) -> tuple[SSLMethod, tuple[View, ...]]:
+    """The method with random weights, and the views it sees."""
+    kind, backbone = METHODS[config.pretrain.method], build_backbone(config.backbone, config.stem)
+    return kind(backbone, config.pretrain.options, config.data.size), stage_views(config, "pretrain")
+
+
 def must_make_sense(config: Config) -> None:
     """Raises ConfigError or MachineError for what can be refused before any image is opened."""
     stage, kind = config.pretrain, METHODS[config.pretrain.method]
     settings_must_hold(config, stage)
     kind.views(config.data.size)  # refuses a size that its views cannot have
-    method = kind(build_backbone(config.backbone, config.stem), stage.options, config.data.size)
-    method.must_accept(stage.batch)
+    scratch(config)[0].must_accept(stage.batch)
     must_divide(config)
 
 
 def must_be_possible(config: Config, samples: Samples) -> None:
     """Raises ConfigError for what these samples make impossible."""
     stage, images = config.pretrain, len(samples.where("train"))
-    if stage.batch > images:
+    if stage.batch > images and not is_open(config, stage):
         raise ConfigError(
             f"pretrain.batch is {stage.batch}, but there are only {images} training images; "
             f"set it with --set pretrain.batch={images} or less."
@@ -161,6 +167,8 @@ def must_be_possible(config: Config, samples: Samples) -> None:
 def must_divide(config: Config) -> None:
     """Raises ConfigError if the batch does not fall into parts that suit each process."""
     stage, kind = config.pretrain, METHODS[config.pretrain.method]
+    if is_open(config, stage):
+        return
     must_be_shared(stage.batch, world(), "pretrain.batch")
     if world() > 1 and not kind.sync_batchnorm and stage.batch < 2 * world():
         raise ConfigError(

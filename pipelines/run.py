@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from noisyssl import checkpoint
-from noisyssl.config import Config
+from noisyssl.config import AutoBatch, Config
 from noisyssl.disk import disk, write_whole
 from noisyssl.distributed import exchange, rank, wait_for_all
 from noisyssl.errors import ConfigError, DataError, TrainingError
@@ -45,8 +45,13 @@ class Run:
         """Also receives each log entry, for a terminal or TensorBoard."""
 
     @classmethod
-    def create(cls, folder: Path, config: Config, stage: str, samples: Samples) -> "Run":
+    def create(
+        cls, folder: Path, config: Config, stage: str, samples: Samples, batch: dict[str, Any] | None = None
+    ) -> "Run":
         """A new run; `folder` appears with its configuration complete or not at all.
+
+        Args:
+            batch: how a batch of auto was settled, see `batch_size.settle`.
 
         Raises:
             ConfigError: the folder exists.
@@ -68,7 +73,8 @@ class Run:
                 (beside / "samples.csv").write_text(
                     table_text(samples.columns()), encoding="utf-8", errors="surrogateescape"
                 )
-                facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)}
+                found: dict[str, Any] = {"batch": batch} if batch else {}
+                facts = {"stage": stage, "data": samples.digest(), "classes": list(samples.classes)} | found
                 (beside / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
                 beside.rename(folder)
             finally:
@@ -95,7 +101,7 @@ class Run:
         return run
 
     def facts(self) -> dict[str, Any]:
-        """Stage, data digest and classes."""
+        """Stage, data digest and classes; how its batch was found if that was auto."""
         return self._read("run.json", json.loads)
 
     def config(self) -> Config:
@@ -141,6 +147,7 @@ class Run:
 
         Where the data is and what is accepted of it may change: its content is compared by `must_hold`.
         """
+        config = self.settled(config)
         foreign = ("export.", {"train": "pretrain.", "pretrain": "train."}[self.facts()["stage"]])
         free = tuple(f"data.{name}:" for name in FREE)
         found = differences(self.config(), config)
@@ -149,6 +156,16 @@ class Run:
                 f"--resume goes on with the settings of {self.folder}, but {'; '.join(changed)}. "
                 "Leave them out, or start a new run with another --out."
             )
+
+    def settled(self, config: Config) -> Config:
+        """`config` with this run's own batch for auto, and the learning rate that was scaled for it."""
+        name = self.facts()["stage"]
+        own, asked = getattr(self.config(), name), getattr(config, name)
+        if not isinstance(asked.batch, AutoBatch):
+            return config
+        scaled = asked.lr == self.facts().get("batch", {}).get("asked", {}).get("lr")
+        stage = replace(asked, batch=own.batch, lr=own.lr if scaled else asked.lr)
+        return replace(config, **{name: stage})
 
     def adopt(self, config: Config) -> None:
         """Keep from `config` what `must_match` lets differ, for whatever opens this run later."""

@@ -50,7 +50,7 @@ def settings_must_hold(config: Config, stage: Stage) -> None:
     """
     if stage.batch < 2:
         raise ConfigError(
-            f"{stage.section()}.batch is {stage.batch}; BatchNorm needs 2 or more. Set --batch 2."
+            f"{stage.section()}.batch is {stage.batch}; BatchNorm needs 2 or more. Set --batch 2 or auto."
         )
     backbone = build_backbone(config.backbone, config.stem)
     device = device_of(config.device)

@@ -110,7 +110,7 @@ def measured(
         if not close(loss, found["eager"][1]) and way != "eager":
             errors[way] = f"its loss is {loss:.4g}, that of the steps as they are {found['eager'][1]:.4g}"
     # all processes must take the same way; the slowest decides
-    votes = exchange([{way: ms for way, (ms, _) in found.items()}, errors])
+    votes: list[Any] = exchange([{way: ms for way, (ms, _) in found.items()}, errors])
     errors = {way: why for _, problems in votes for way, why in problems.items()}
     ms = {way: max(times[way] for times, _ in votes) for way in found if way not in errors}
     fastest = min(ms, key=lambda way: ms[way])

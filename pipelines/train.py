@@ -4,6 +4,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from noisyssl.errors import ConfigError, DataError
 from noisyssl.evaluation import figures
 from noisyssl.machine import versions
 from noisyssl.noise import parse
-from noisyssl.objective import Given
+from noisyssl.objective import Given, Objective
 from noisyssl.objectives import build_objective
 from noisyssl.pipelines import after
 from noisyssl.pipelines.baselines import baseline_logits
@@ -41,6 +42,7 @@ from noisyssl.pipelines.setup import (
 )
 from noisyssl.pipelines.speedup import choose_way
 from noisyssl.pipelines.tuning import head_epochs, hold
+from noisyssl.views import View
 
 
 def train(
@@ -222,6 +224,19 @@ def train(
     run.write("predictions.npz", buffer.getvalue())
     run.write("metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def scratch(config: Config, samples: Samples) -> tuple[Objective, tuple[View, ...]]:
+    """An objective like the one that is trained, with random weights and labels as they are; its views."""
+    stage, classes = config.train, len(samples.classes)
+    network = partial(build_classifier, config.backbone, config.stem, classes)
+    given = Given(
+        count=len(samples), train=samples.where("train"), classes=classes, labels=samples.labels,
+        epochs=stage.epochs, another=network,
+    )  # fmt: skip
+    objective = build_objective(stage.objective, network(), stage.options, given)
+    hold(objective, stage.tune == "head")
+    return objective, stage_views(config, "train") * objective.copies
 
 
 def chosen_on(stage: TrainConfig) -> str:

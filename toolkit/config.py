@@ -40,14 +40,19 @@ class DataConfig:
         one_of("data.loader", self.loader, ("auto", "resident", "dali", "batched"))
 
 
+class AutoBatch(int):
+    """`batch = "auto"`: measured before the run begins. As a number it is the batch that `lr` belongs to."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """Settings of one run of the loop; `pretrain` and `train` each have their own."""
 
     epochs: int = 30
     """Passes over the training split."""
-    batch: int = 128
-    """Images a step of the loader, over all processes; a step of the optimizer takes `accumulate` of them."""
+    batch: int | AutoBatch = 128
+    """Images a step of the loader, over all processes; a step of the optimizer takes `accumulate` of them.
+    auto measures it on a GPU, scales `lr` to what it found, and writes both into the run."""
     optimizer: str = "adamw"
     """sgd, adam, adamw or lars."""
     lr: float = 1e-3
@@ -81,7 +86,7 @@ class Stage:
     def __post_init__(self) -> None:
         name = self.section()
         require(self.epochs >= 1, f"{name}.epochs", self.epochs, "at least 1")
-        require(self.batch >= 1, f"{name}.batch", self.batch, "at least 1")
+        require(self.batch >= 1, f"{name}.batch", self.batch, "at least 1, or auto")
         one_of(f"{name}.optimizer", self.optimizer, ("sgd", "adam", "adamw", "lars"))
         require(0 < self.lr < math.inf, f"{name}.lr", self.lr, "a number above 0")
         require(
@@ -110,7 +115,7 @@ class Stage:
 class PretrainConfig(Stage):
     method: str = "simclr"
     """A self-supervised method's name."""
-    batch: int = 256
+    batch: int | AutoBatch = 256
     lr: float = 2e-3
     probe_every: int = 5
     """Epochs between looks at the frozen features (k-NN, linear probe, rank, collapse); 0 is never."""

@@ -6,6 +6,8 @@ the joined batch.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -14,10 +16,24 @@ from torch import distributed as dist
 
 Value = TypeVar("Value")
 
+_alone = False
+
 
 def world() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    joined = dist.is_available() and dist.is_initialized() and not _alone
+    return dist.get_world_size() if joined else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process computes as if there were no others; they must not wait for it meanwhile."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def rank() -> int:

@@ -74,6 +74,9 @@ class Objective(nn.Module):
                 (weigh the change with it: reading it on the host would wait for the GPU).
         """
 
+    def heaviest(self) -> None:
+        """Bring a copy that is thrown away into the phase of training that takes the most memory."""
+
     def apart(self) -> tuple[nn.Module, ...]:
         """The networks whose gradients are clipped each by its own norm; they hold all parameters."""
         return (self,)

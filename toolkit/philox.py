@@ -58,6 +58,8 @@ def words(key: Any, stream: int, count: int) -> Any:
         count: draws per sample; the first `n` are the same for every count >= n.
     """
     blocks = -(-count // 4)
+    mix: Any
+    stack: Any
     if isinstance(key, np.ndarray):
         block: Any = np.arange(blocks, dtype=np.int64)
         mix, stack = philox, np.stack

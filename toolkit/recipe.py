@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from noisyssl.config import Config
+from noisyssl.config import AutoBatch, Config
 from noisyssl.errors import ConfigError, near_miss, pick
 
 
@@ -88,11 +88,14 @@ def merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set it; a batch of auto keeps the number it takes the place of, which the learning rate belongs to."""
     *sections, name = dotted.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {dotted} goes below {section!r}, which is a value and not a section.")
+    if name == "batch" and value == "auto" and isinstance(number := tree.get(name), int):
+        value = AutoBatch(number)
     tree[name] = value
 
 
@@ -115,6 +118,8 @@ def parse(tree: dict[str, Any]) -> Config:
         given = tree.get(section, {})
         if not isinstance(given, dict):
             continue  # reported by build
+        if given.get("batch") == "auto":
+            given["batch"] = AutoBatch(getattr(Config(), section).batch)
         chosen = given.get(chooser, "simclr" if section == "pretrain" else "ce")
         tables = {name: given.pop(name) for name in list(given) if name in kinds}
         try:
@@ -186,7 +191,12 @@ def coerce(kind: Any, value: Any, where: str, errors: list[str]) -> Any:
     name = (
         "a list"
         if get_origin(kind) is tuple
-        else {int: "a whole number", float: "a number", bool: "true or false"}
+        else {
+            int: "a whole number",
+            int | AutoBatch: "a whole number or auto",
+            float: "a number",
+            bool: "true or false",
+        }
     )
     wanted = name if isinstance(name, str) else name.get(kind, "text")
     errors.append(f"{where} is {value!r}; it must be {wanted}.")

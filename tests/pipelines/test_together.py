@@ -36,7 +36,18 @@ def two(tmp_path_factory) -> Path:
     for i in range(10):
         Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(folder / "images" / f"{i}.png")
     (folder / "images" / f"{BROKEN}.png").write_bytes(b"no image")
-    ask(folder, 2, "methods", "training", "stopping", "poisoned", "dropping", "messages", "memories")
+    ask(
+        folder,
+        2,
+        "methods",
+        "training",
+        "stopping",
+        "poisoned",
+        "dropping",
+        "messages",
+        "memories",
+        "batches",
+    )
     return folder
 
 
@@ -132,6 +143,11 @@ def test_each_process_remembers_every_sample(two):
     for answer in answers(two, "memories"):
         for name, value in alone.items():
             torch.testing.assert_close(torch.tensor(answer[name]), torch.tensor(value), rtol=1e-5, atol=0)
+
+
+def test_one_process_measures_the_batch_and_all_take_it(two):
+    expected = {"batch": 64, "speeds": {"32": 1600.0, "64": 3200.0, "128": 3200.0}, "world": 2}
+    assert answers(two, "batches") == [expected, expected]
 
 
 def test_messages_arrive_whole_and_in_order(two):

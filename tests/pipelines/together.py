@@ -22,13 +22,13 @@ from noisyssl import objective as contract
 from noisyssl.backbones import build_backbone
 from noisyssl.batch import Batch
 from noisyssl.checkpoint import digest
-from noisyssl.config import PretrainConfig
-from noisyssl.distributed import exchange, gather, rank, world
+from noisyssl.config import AutoBatch, Config, PretrainConfig
+from noisyssl.distributed import alone, exchange, gather, rank, world
 from noisyssl.errors import NoisySSLError
 from noisyssl.losses import LOSSES
 from noisyssl.methods import METHODS
 from noisyssl.objective import Objective
-from noisyssl.pipelines import launch
+from noisyssl.pipelines import batch_size, launch, pretrain
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.samples import Samples
@@ -291,7 +291,39 @@ def memories(folder=None):
     return out
 
 
-QUESTIONS = (memories, methods, training, stopping, poisoned, dropping, messages, compiling, resuming)
+def batches(folder):
+    """What all take for a batch of auto that only the first process measures, as if it were alone."""
+
+    def measured(config, stage, samples, module, sizes, processes):
+        assert rank() == 0
+        with alone():
+            assert world() == 1
+            assert exchange("nobody answers") == ["nobody answers"]
+        return {size: 100.0 * min(size, 64) / processes for size in sizes}
+
+    batch_size.device_of, batch_size.measured = lambda name: torch.device("cuda"), measured
+    rows = np.zeros(2000, np.int32)
+    samples = Samples(
+        root=folder, paths=[""] * 2000, classes=(), labels=rows, groups=[""] * 2000,
+        splits=np.full(2000, "train"), heights=rows, widths=rows, native=rows, digests=[""] * 2000,
+    )  # fmt: skip
+    config = Config(pretrain=PretrainConfig(batch=AutoBatch(256), options=METHODS["simclr"].Config()))
+    config, facts = batch_size.settle(config, "pretrain", samples, pretrain)
+    return {"batch": config.pretrain.batch, "speeds": facts["images_per_s"], "world": world()}
+
+
+QUESTIONS = (
+    batches,
+    memories,
+    methods,
+    training,
+    stopping,
+    poisoned,
+    dropping,
+    messages,
+    compiling,
+    resuming,
+)
 
 
 def main(folder: Path, asked: list[str]) -> None:

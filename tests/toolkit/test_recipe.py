@@ -3,7 +3,7 @@ import tomllib
 import pytest
 import tomli_w
 
-from noisyssl.config import Config, TrainConfig
+from noisyssl.config import AutoBatch, Config, TrainConfig
 from noisyssl.errors import ConfigError
 from noisyssl.losses import LOSSES
 from noisyssl.recipe import coerce, differences, load, parse, tree_of
@@ -60,12 +60,32 @@ def test_differences_sees_settings_of_another_objective():
     assert "train.gce.q: unset -> 0.7" in differences(ce, gce)
 
 
+def test_a_batch_of_auto_keeps_the_number_that_the_learning_rate_belongs_to(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[train]\nbatch = 512\nlr = 0.4\n")
+    for config in (load(str(recipe), ["train.batch=auto"]), load(str(recipe), [], {"train.batch": "auto"})):
+        assert isinstance(config.train.batch, AutoBatch)
+        assert config.train.batch == 512
+    recipe.write_text('[train]\nbatch = "auto"\n')
+    config = load(str(recipe), ["pretrain.batch=auto"])
+    assert (config.train.batch, config.pretrain.batch) == (Config().train.batch, Config().pretrain.batch)
+    assert isinstance(config.train.batch, AutoBatch)
+    assert isinstance(config.pretrain.batch, AutoBatch)
+    assert isinstance(parse(tree_of(config)).train.batch, AutoBatch)
+    config = load(str(recipe), ["train.batch=64"])  # a number that comes later is a number again
+    assert type(config.train.batch) is int
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["train.epoch=3"], r"train\.epoch is unknown\. Did you mean 'epochs'\?"),
         (["trian.epochs=3"], r"setting trian is unknown\. Did you mean 'train'\?"),
         (["train.epochs=three"], r"train\.epochs is 'three'; it must be a whole number"),
+        (["train.batch=none"], r"train\.batch is 'none'; it must be a whole number or auto"),
+        (["train.batch=1.5"], r"train\.batch is 1\.5; it must be a whole number or auto"),
+        (["train.batch=true"], r"train\.batch is True; it must be a whole number or auto"),
+        (["pretrain.batch=0"], r"pretrain\.batch is 0; it must be at least 1, or auto"),
         (["train.epochs=0"], r"train\.epochs is 0; it must be at least 1"),
         (["train.objective=gcee"], r"objective 'gcee' is unknown.*Did you mean 'gce'\?"),
         (["pretrain.method=simlcr"], r"method 'simlcr' is unknown.*Did you mean 'simclr'\?"),

@@ -10,6 +10,7 @@ import typer
 
 from noisyssl.cli.options import (
     AllowLeaks,
+    Batch,
     Device,
     Json,
     Modality,
@@ -19,6 +20,7 @@ from noisyssl.cli.options import (
     Seed,
     Set,
     Size,
+    batch_of,
     open_data,
     resolve,
 )
@@ -41,6 +43,7 @@ def build(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
+    batch: Batch = None,
     size: Size = None,
     modality: Modality = None,
     quarantine: Quarantine = None,
@@ -59,6 +62,8 @@ def build(
             "data.quarantine": quarantine,
             "data.allow_leaks": allow_leaks,
             "train.noise": noise,
+            "pretrain.batch": batch_of(batch),
+            "train.batch": batch_of(batch),
             "seed": seed,
             "device": device,
         },

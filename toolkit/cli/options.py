@@ -31,7 +31,10 @@ Noise = Annotated[
     ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
+Batch = Annotated[
+    str | None,
+    typer.Option(help="Images per batch, of all processes together; auto measures it on a GPU."),
+]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
 Modality = Annotated[
     str | None,
@@ -42,6 +45,13 @@ AllowLeaks = Annotated[
     bool | None, typer.Option("--allow-leaks", help="Go on although images or groups cross splits.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def batch_of(text: str | None) -> Any:
+    """What `--batch` says, as a setting."""
+    from noisyssl.recipe import literal
+
+    return None if text is None else literal(text)
 
 
 def resolve(

@@ -86,7 +86,7 @@ def _line(entry: dict[str, Any]) -> str | None:
         return f"epoch {entry['epoch']} {told}effective rank {entry['effective_rank']:.1f}"
     if entry["kind"] == "warning":
         return f"warning: {entry['message']}"
-    if entry["kind"] in ("weights", "compile"):
+    if entry["kind"] in ("weights", "compile", "batch"):
         return str(entry["message"])
     if entry["kind"] == "start":
         resumed = f", resumed from {entry['resumed']}" if entry["resumed"] else ""

@@ -1,6 +1,7 @@
 """`noisyssl pretrain` and `noisyssl train`."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from noisyssl.cli.options import (
     Set,
     Size,
     architecture_of,
+    batch_of,
     open_data,
     settings,
 )
@@ -59,7 +61,7 @@ def pretrain(
     seed: Seed = None,
     device: Device = None,
     epochs: Epochs = None,
-    batch: Annotated[int | None, typer.Option(help="Images per batch, of all processes together.")] = None,
+    batch: Batch = None,
     size: Size = None,
     modality: Modality = None,
     quarantine: Quarantine = None,
@@ -77,7 +79,7 @@ def pretrain(
         "pretrain.method": method,
         "pretrain.weights": _path(weights),
         "pretrain.epochs": epochs,
-        "pretrain.batch": batch,
+        "pretrain.batch": batch_of(batch),
     } | _shared(data, seed, device, size, modality, quarantine, allow_leaks)
     if nproc > 1 and not launch.started():
         settings(out, "pretrain", recipe, set_, flags, resume)  # what all would refuse is said once, at once
@@ -153,7 +155,7 @@ def train(
         "train.val_labels": val_labels,
         "train.weights": _path(weights),
         "train.epochs": epochs,
-        "train.batch": batch,
+        "train.batch": batch_of(batch),
     } | _shared(data, seed, device, size, modality, quarantine, allow_leaks)
     start = architecture_of(init) if init else None
     config = settings(out, "train", recipe, set_, flags, resume, start)
@@ -190,7 +192,7 @@ def run_stage(
     Several processes call this together; the first one shows and writes.
     """
     from noisyssl.distributed import exchange, rank, world
-    from noisyssl.pipelines import launch, pretrain, train
+    from noisyssl.pipelines import batch_size, launch, pretrain, train
     from noisyssl.pipelines.labels import truth_of
     from noisyssl.pipelines.run import Run
     from noisyssl.pipelines.signals import caught
@@ -204,6 +206,7 @@ def run_stage(
             samples = open_data(config, run=run)
         with run.alone():  # a training that goes on elsewhere keeps its settings
             run.adopt(config)
+        config = run.settled(config)
     else:
         module.must_make_sense(config)
         with launch.first_here():
@@ -211,12 +214,14 @@ def run_stage(
     if world() > 1 and len(set(exchange(samples.digest()))) > 1:
         raise DataError(f"{config.data.path} is not the same data on every machine; give one that all share.")
     more: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if stage == "pretrain":  # labels leave the samples; only the probe between epochs looks at them
         more = {"truth": Truth(samples.classes, truth_of(samples))}
         samples = samples.unlabelled()
     if not resume:
+        config, found = batch_size.settle(config, stage, samples, module)
         module.must_be_possible(config, samples)
-        run = Run.create(out, config, stage, samples)
+        run = Run.create(out, config, stage, samples, found)
     if exchange(run.is_finished())[0]:
         if rank() == 0:
             tell(f"{out} is finished already.")
@@ -230,6 +235,8 @@ def run_stage(
         _events(config, stage, run) as board,
     ):
         run.shown = lambda entry: (show(entry), board(entry))
+        if found:
+            run.log({"kind": "batch", "time": time.time(), **found})
         metrics = work(config, samples, run, stopped=stopped, **more)
         if (signal := max(exchange(stopped() or 0))) and stage == "pretrain":
             raise Stopped(signal)  # it came in the last epoch: what would follow must not start

@@ -223,6 +223,9 @@ class DivideMix(Objective):
             self._divided = int(self.epochs) > self.warmup
         return self._divided
 
+    def heaviest(self) -> None:
+        self._divided = True
+
     def facts(self) -> dict[str, Any]:
         """Noise rate of the last split with its standard error; how often each class was refilled."""
         return {
