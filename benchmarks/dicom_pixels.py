@@ -48,7 +48,7 @@ def syntaxes() -> Record:
         worst = seconds = 0.0
         for bits, signed in DEPTHS:
             stored = phantoms.picture(bits, signed=signed, size=256)
-            window = {"WindowCenter": float(stored.mean()), "WindowWidth": float(2 * stored.std())}
+            window: dict[str, Any] = {"WindowCenter": float(stored.mean()), "WindowWidth": float(2 * stored.std())}
             d = phantoms.dataset(stored, bits, signed=signed, **window)
             expected, data = decode(phantoms.file(d)), phantoms.file(d, uid)
             decode(data)  # what starts once has started
