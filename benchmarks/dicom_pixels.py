@@ -19,7 +19,7 @@ from noisyssl.benchmarks.inference import random_bundle
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.deploy.runtime import open_runtime
 from noisyssl.errors import ConfigError, DataError
-from noisyssl.formats import is_image_name
+from noisyssl.formats import is_dicom
 from noisyssl.geometry import evaluation_view
 from noisyssl.images import BadImage, decode
 
@@ -48,8 +48,8 @@ def syntaxes() -> Record:
         worst = seconds = 0.0
         for bits, signed in DEPTHS:
             stored = phantoms.picture(bits, signed=signed, size=256)
-            window: dict[str, Any] = {"WindowCenter": float(stored.mean()), "WindowWidth": float(2 * stored.std())}
-            d = phantoms.dataset(stored, bits, signed=signed, **window)
+            centre, width = float(stored.mean()), float(2 * stored.std())
+            d = phantoms.dataset(stored, bits, signed=signed, WindowCenter=centre, WindowWidth=width)
             expected, data = decode(phantoms.file(d)), phantoms.file(d, uid)
             decode(data)  # what starts once has started
             start = time.perf_counter()
@@ -165,7 +165,7 @@ def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name one with DICOM files.")
-    found = sorted(path for path in folder.iterdir() if is_image_name(str(path)))
+    found = sorted(path for path in folder.iterdir() if path.is_file() and is_dicom(path.read_bytes()[:132]))
     if not found:
         raise DataError(f"{folder} holds no DICOM files; name a folder that does.")
     return found

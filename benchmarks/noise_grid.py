@@ -118,11 +118,14 @@ def read_grid(source: str, data: Path | None = None, threads: int | None = None)
             raise ConfigError(f"{path.name}: {name} is {table!r}; write it as a table of settings.")
     tree = read_recipe(given["recipe"]) if "recipe" in given else {}
     merge(tree, given.get("settings", {}))
+    for name in ("data", "pretrain", "train"):
+        if not isinstance(tree.get(name, {}), dict):
+            raise ConfigError(f"{path.name}: {name} is {tree[name]!r}; write it as [settings.{name}].")
     if place := data or (Path(given["data"]) if given.get("data") else None):
         assign(tree, "data.path", str(place.absolute()))
     if threads:
         tree["threads"] = threads
-    seeds = listed(given.get("seeds", [0]), "seeds", path.name)
+    seeds = listed(given.get("seeds", [0]), "seeds", path.name, object)
     tables = given.get("grid")
     if not isinstance(tables, list) or not tables:
         raise ConfigError(f"{path.name} has no [[grid]]; add one with objective = [...] and noise = [...].")
@@ -151,7 +154,7 @@ def expand(table: Mapping[str, Any], variants: Mapping[str, Any], seeds: list[An
         pick({RANDOM: None, **METHODS}, name, f"{where}: pretraining")
     for name in objectives:
         pick({**OBJECTIVES, **variants}, name, f"{where}: objective")
-    own = listed(table.get("seeds", seeds), "seeds", where)
+    own = listed(table.get("seeds", seeds), "seeds", where, object)
     if wrong := [seed for seed in own if not isinstance(seed, int) or seed < 0]:
         raise ConfigError(
             f"{where}: seed {wrong[0]!r} is no whole number of 0 or above; write seeds = [0, 1]."
@@ -159,7 +162,7 @@ def expand(table: Mapping[str, Any], variants: Mapping[str, Any], seeds: list[An
     specs = [
         spec_of(kind, rate, where)
         for kind in listed(table.get("noise", ["none"]), "noise", where)
-        for rate in listed(table.get("rate", [None]), "rate", where)
+        for rate in listed(table.get("rate", [None]), "rate", where, object)
     ]
     return [
         Cell(pretraining=start, objective=objective, noise=spec, seed=seed)
@@ -197,7 +200,7 @@ def chosen(
         return (), ()
     known(table, EXPORT, f"{where}, [export]")
     wanted = {name: set(listed(table[name], name, where)) for name in EXPORT[:3] if name in table}
-    seeds = set(listed(table.get("seeds", [min(cell.seed for cell in cells)]), "seeds", where))
+    seeds = set(listed(table.get("seeds", [min(cell.seed for cell in cells)]), "seeds", where, int))
     for name, allowed in wanted.items():
         if strange := allowed - {getattr(cell, name) for cell in cells}:
             there = sorted({getattr(cell, name) for cell in cells})
@@ -220,9 +223,11 @@ def chosen(
     return found, tuple(precisions)
 
 
-def listed(value: Any, name: str, where: str) -> list[Any]:
-    """A list, of one value if it is none."""
+def listed(value: Any, name: str, where: str, kind: type = str) -> list[Any]:
+    """A list, of one value if it is none; all of one kind."""
     values = value if isinstance(value, list) else [value]
+    if strange := [one for one in values if not isinstance(one, kind)]:
+        raise ConfigError(f'{where}: {name} holds {strange[0]!r}; write {name} = ["...", "..."].')
     if not values:
         raise ConfigError(f"{where}: {name} is an empty list; name at least one, or leave it out.")
     return values

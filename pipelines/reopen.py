@@ -8,6 +8,7 @@ import numpy as np
 
 from noisyssl.errors import DataError
 from noisyssl.pipelines.decoding import Progress, Scan
+from noisyssl.pipelines.patients import START
 from noisyssl.pipelines.run import Run
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.scan import scan_of
@@ -116,6 +117,8 @@ def _difference(
         if not scan.reasons[i] and scan.digests[i].tobytes().hex() != rows["digest"][row]:
             return f"{path} is another image"
         pairs = [("group", _group(listing, i), rows["group"][row])]
+        if rows["group"][row].startswith(START) and scan.patients[i].any():
+            pairs = []  # read from the file, whose digest is that of then
         if listing.splits is not None:
             split = rows["split"][row]  # one that the source lacks was made, from its training samples
             pairs.append(("split", listing.splits[i], split if split in parts else "train"))

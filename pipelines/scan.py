@@ -7,6 +7,7 @@ import numpy as np
 
 from noisyssl.disk import write_whole
 from noisyssl.errors import DataError, MachineError
+from noisyssl.pipelines import patients
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
 from noisyssl.pipelines.findings import Report, class_faults, identical_images, look_alikes, report_on
 from noisyssl.pipelines.samples import Samples
@@ -155,7 +156,11 @@ def _samples(
         for column in (names, true_names)
     )
     groups = good(listing.groups) if listing.groups else [""] * len(paths)
-    groups = by_patient(groups, scan.patients[rows], notes)
+    groups = patients.named(
+        groups, scan.patients[rows], scan.digests[rows], notes,
+        overrule=listing.source.is_dir(),  # who is who is certain, what a folder means is not
+        evaluation=evaluation,
+    )  # fmt: skip
     if "" in groups:
         groups = [group or path for group, path in zip(groups, paths, strict=True)]
     given = None if listing.splits is None else np.array(good(listing.splits), dtype="<U5")
@@ -191,22 +196,6 @@ def _samples(
         array=listing.array,
     )
     return samples, scan.pixels[rows]
-
-
-def by_patient(groups: list[str], patients: np.ndarray, notes: list[str]) -> list[str]:
-    """The groups, with a running number for each patient of DICOM files where the source names no group.
-
-    The number stands for the identifier, which is not kept.
-    """
-    rows = np.flatnonzero(patients.any(axis=1)).tolist()
-    numbers: dict[bytes, int] = {}
-    named = list(groups)
-    for row in rows:
-        if not groups[row]:
-            named[row] = f"patient{numbers.setdefault(patients[row].tobytes(), len(numbers) + 1):05d}"
-    if numbers:
-        notes.append(f"Images of one patient form a group: {len(numbers):,} patients, by their DICOM files.")
-    return named
 
 
 def _count(groups: list[str], chosen: np.ndarray) -> str:

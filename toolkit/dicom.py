@@ -24,13 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from noisyssl import dicom_child
+from noisyssl import codestream, dicom_child
 from noisyssl.errors import MachineError
 from noisyssl.grey import shown
 from noisyssl.images import MAX_PIXELS, BadImage, Header
 
 MAX_INFLATED = 1 << 28
 """Bytes that a deflated file may unfold to."""
+LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+"""Value representations whose length takes four bytes."""
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 TAGS = (
     "TransferSyntaxUID", "SOPClassUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
@@ -61,8 +63,9 @@ DECODERS = {
     "1.2.840.10008.1.2.5": "pydicom",  # RLE, 50 ms a megapixel; pylibjpeg's panics on some broken files
 }
 """pydicom's plugin for a transfer syntax: the same pixels on every machine."""
-NESTED = (b"\xff\x4f\xff\x51", 16)
-"""Beginning of a JPEG 2000 codestream, and where its size stands."""
+JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))
+RLE = "1.2.840.10008.1.2.5"
+EXTENDED = "1.2.840.10008.1.2.4.51"
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -85,7 +88,8 @@ def decode(data: bytes) -> np.ndarray:
         bits = dataset.BitsStored
         if kind == PALETTE:
             stored = pydicom.pixels.apply_color_lut(stored, dataset)[..., :3]
-            bits = 8 * stored.itemsize
+            wide = int(dataset.RedPaletteColorLookupTableDescriptor[2]) > 8 or stored.max(initial=0) > 255
+            bits = 16 if wide and stored.itemsize > 1 else 8  # some write 8-bit entries in words
         return np.ascontiguousarray(stored >> (bits - 8) if bits > 8 else stored).astype(np.uint8)
 
 
@@ -159,7 +163,7 @@ def _check_inflated(data: bytes) -> None:
     """Raises BadImage where a deflated file unfolds to more than MAX_INFLATED; pydicom would take it all."""
     at, syntax = 132 if data[128:132] == b"DICM" else 0, b""
     while data[at : at + 2] == b"\2\0" and at + 12 <= len(data):
-        long = data[at + 4 : at + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+        long = data[at + 4 : at + 6] in LONG
         head, size = (12, data[at + 8 : at + 12]) if long else (8, data[at + 6 : at + 8])
         value = data[at + head : at + head + int.from_bytes(size, "little")]
         if data[at + 2 : at + 4] == b"\x10\0":
@@ -206,6 +210,10 @@ def _opened(data: bytes, *, pixels: bool = True) -> Any:
         raise BadImage(f"has {samples} samples a pixel and {known}; supported are grey, palette, RGB and YBR")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise BadImage(f"has {stored} of {allocated} bits a pixel; 8 or 16 bits are supported")
+    if (high := int(dataset.get("HighBit", stored - 1))) != stored - 1:
+        raise BadImage(f"has {stored} bits a pixel that end at bit {high}; only those from bit 0 on are read")
+    if dataset.get("SegmentedRedPaletteColorLookupTableData"):
+        raise BadImage("has a segmented palette, which is not supported; store it as RGB")
     if pixels and not dataset.get("PixelData"):
         raise BadImage("is a DICOM file without pixels")
     dataset.BitsStored = stored
@@ -213,43 +221,29 @@ def _opened(data: bytes, *, pixels: bool = True) -> Any:
 
 
 def _check_codestream(dataset: Any) -> None:
-    """Raises BadImage where the coded image is another size than the header says: decoders trust its own."""
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    """Raises BadImage where the coded image is not the size that the header says: decoders trust its own."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
         return
-    pydicom = _pydicom()
+    table, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     try:
-        frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+        frame = _pydicom().encaps.get_frame(
+            dataset.PixelData, 0, number_of_frames=1,
+            extended_offsets=(table, lengths) if table and lengths else None,
+        )  # fmt: skip
     except Exception:
         raise BadImage("is a truncated DICOM file") from None
-    size = _codestream_size(frame)
-    if size and size != (dataset.Columns, dataset.Rows):
+    if syntax == RLE:
+        if codestream.unfolds_beyond(frame, dataset.Rows * dataset.Columns):
+            raise BadImage("is a broken DICOM file (its runs unfold to more pixels than it has)")
+        return
+    size = codestream.of_jpeg_2000(frame) if syntax in JPEG_2000 else codestream.of_jpeg(frame)
+    if size is None:
+        raise BadImage("is a broken DICOM file (its coded image states no size)")
+    if size != (dataset.Columns, dataset.Rows):
         raise BadImage(
             f"says {dataset.Columns} x {dataset.Rows} pixels, but its coded image has {size[0]} x {size[1]}"
         )
-
-
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 frame states itself; None for others."""
-
-    def number(at: int, length: int) -> int:
-        return int.from_bytes(frame[at : at + length], "big")
-
-    start = frame.find(NESTED[0], 0, 1024)  # some writers wrap it into a JP2 file
-    if start >= 0:
-        x1, y1, x0, y0 = (number(start + 8 + 4 * i, 4) for i in range(4))
-        return x1 - x0, y1 - y0
-    if not frame.startswith(b"\xff\xd8"):
-        return None
-    at = 2
-    while at + 9 <= len(frame):
-        marker = frame[at + 1]
-        if marker == 0xFF:  # fill
-            at += 1
-        elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            return number(at + 7, 2), number(at + 5, 2)
-        else:
-            at += 2 + number(at + 2, 2)
-    return None
 
 
 def stored_values(data: bytes) -> np.ndarray:
@@ -279,5 +273,7 @@ def _check_decoder(dataset: Any) -> None:
         name = syntax.name if syntax in pydicom.uid.AllTransferSyntaxes else "an unknown transfer syntax"
         raise BadImage(f"has {name}, which no decoder reads") from None
     plugin = DECODERS.get(syntax)
+    if syntax == EXTENDED and dataset.BitsStored != 8:
+        raise BadImage("is a JPEG of 12 bits, which no free decoder reads; store it uncompressed")
     if not decoder.is_available or (plugin and plugin not in decoder.available_plugins):
         raise MachineError(f"no decoder for {syntax.name} is installed; run pip install 'noisyssl[dicom]'.")

@@ -22,11 +22,14 @@ from typing import IO
 
 import numpy as np
 
+from noisyssl.errors import MachineError
 from noisyssl.images import BadImage
 
 PATIENCE_S = 60.0
 """A child that has not answered by then is ended."""
 LENGTH = struct.Struct("<Q")
+GREETING = LENGTH.pack(0x4D4F43494421)
+"""What a child says first: from then on a failure is the file's."""
 
 _idle: list[tuple[int, "subprocess.Popen[bytes]"]] = []
 """Children without work, and the process that started each."""
@@ -37,23 +40,23 @@ def decoded(data: bytes) -> np.ndarray:
 
     Raises:
         BadImage: that process failed, died or took too long.
+        MachineError: it cannot be started.
     """
     child = _child()
     assert child.stdin is not None
     assert child.stdout is not None
-    whole = False
+    whole, about = False, None
     try:
-        child.stdin.write(LENGTH.pack(len(data)) + data)
-        child.stdin.flush()
         deadline = time.monotonic() + PATIENCE_S
-        (size,) = LENGTH.unpack(_read(child.stdout, LENGTH.size, deadline))
-        about = json.loads(_read(child.stdout, size, deadline)) if size else None
+        _write(child.stdin.fileno(), LENGTH.pack(len(data)) + data, deadline)
+        (size,) = LENGTH.unpack(_read(child.stdout.fileno(), LENGTH.size, deadline))
+        about = json.loads(_read(child.stdout.fileno(), size, deadline)) if size else None
         if about is not None:
             kind = np.dtype(about["dtype"])
-            pixels = _read(child.stdout, math.prod(about["shape"]) * kind.itemsize, deadline)
+            pixels = _read(child.stdout.fileno(), math.prod(about["shape"]) * kind.itemsize, deadline)
         whole = True
     except (OSError, EOFError, TimeoutError):
-        raise BadImage("is a broken DICOM file (its pixels cannot be decoded)") from None
+        about = None
     finally:
         if whole:
             _idle.append((os.getpid(), child))
@@ -73,20 +76,54 @@ def _child() -> "subprocess.Popen[bytes]":
             break
         if owner == os.getpid() and child.poll() is None:
             return child
-    return subprocess.Popen(
-        [sys.executable, "-m", "noisyssl.dicom_child"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    try:
+        child = subprocess.Popen(
+            # -P: a json.py in the current folder is not to be run. Its own group: Ctrl-C is for the parent.
+            [sys.executable, "-P", "-m", "noisyssl.dicom_child"], process_group=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    except OSError as error:
+        raise MachineError(
+            f"the process that decodes DICOM files cannot be started ({error.strerror}); see that Python "
+            "can run itself, and that files may be opened."
+        ) from None
+    assert child.stdin is not None
+    assert child.stdout is not None
+    os.set_blocking(child.stdin.fileno(), False)
+    try:
+        ready = _read(child.stdout.fileno(), LENGTH.size, time.monotonic() + PATIENCE_S) == GREETING
+    except (OSError, EOFError, TimeoutError):
+        ready = False
+    if not ready:
+        _end(child)
+        raise MachineError(
+            "the process that decodes DICOM files does not start; see that `python -m noisyssl.dicom_child` "
+            "does."
+        )
+    return child
 
 
-def _read(stream: IO[bytes], size: int, deadline: float) -> bytes:
-    """Exactly `size` bytes; they come unbuffered, or `select` would wait for what has been read already."""
+def _ready(place: int, event: int, deadline: float) -> None:
+    """Wait for `event` (of `select.poll`) on a file descriptor."""
+    watch = select.poll()
+    watch.register(place, event)
+    if not watch.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+        raise TimeoutError
+
+
+def _write(place: int, data: bytes, deadline: float) -> None:
+    rest = memoryview(data)
+    while rest:
+        _ready(place, select.POLLOUT, deadline)
+        rest = rest[os.write(place, rest[: 1 << 20]) :]
+
+
+def _read(place: int, size: int, deadline: float) -> bytes:
+    """Exactly `size` bytes."""
     parts, missing = [], size
     while missing:
-        ready, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
-        part = os.read(stream.fileno(), min(missing, 1 << 20))
+        _ready(place, select.POLLIN, deadline)
+        part = os.read(place, min(missing, 1 << 20))
         if not part:
             raise EOFError
         parts.append(part)
@@ -114,6 +151,8 @@ def serve(source: IO[bytes], out: IO[bytes]) -> None:
     """Answer until the questions end."""
     from noisyssl.dicom import stored_values
 
+    out.write(GREETING)
+    out.flush()
     while len(head := source.read(LENGTH.size)) == LENGTH.size:
         data = source.read(LENGTH.unpack(head)[0])
         try:

@@ -30,6 +30,7 @@ SUFFIXES: frozenset[str] = frozenset(
 )
 """Lower-case endings that a folder scan takes for an image; what is inside decides."""
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (128, b"DICM", "DICOM"),  # first: its preamble may be the header of a TIFF
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"II*\0", "TIFF"),
@@ -49,7 +50,6 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypavif", "AVIF"),
     (4, b"ftyphei", "HEIC"),
     (4, b"ftypmif1", "HEIC"),
-    (128, b"DICM", "DICOM"),
     (0, b"\2\0\0\0UL\4\0", "DICOM"),  # old files begin without a preamble, or without all of the file meta
     (0, b"\x08\0\0\0", "DICOM"),
     (0, b"\x08\0\5\0", "DICOM"),
@@ -82,7 +82,11 @@ def is_image_name(path: str) -> bool:
     suffix = os.path.splitext(path)[1].lower()
     if suffix in SUFFIXES:
         return True
-    if suffix.strip(".0123456789") or os.path.basename(path) == "DICOMDIR" or not os.path.isfile(path):
+    if (
+        suffix.strip(".0123456789")
+        or os.path.basename(path).upper() == "DICOMDIR"
+        or not os.path.isfile(path)
+    ):
         return False
     try:
         with open(path, "rb") as file:

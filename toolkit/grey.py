@@ -11,27 +11,37 @@ def shown(stored: np.ndarray, dataset: Any) -> np.ndarray:
     """(H, W) uint8, black 0 and white 255, of (H, W) stored values.
 
     Raises:
-        BadImage: a table or window that cannot be applied.
+        BadImage: a table, scale or window that cannot be applied.
     """
-    values = of_interest(modality(stored, dataset), stored, dataset)
+    values, ends = modality(stored, dataset)
+    values = of_interest(values, ends, stored, dataset)
     if "MONOCHROME1" in dataset.PhotometricInterpretation or dataset.get("PresentationLUTShape") == "INVERSE":
         values = 1 - values
     # rounded first, or ties would fall another way in the inverted twin of an image
     return np.floor(np.round(values * 255, 6) + 0.5).astype(np.uint8)
 
 
-def modality(stored: np.ndarray, dataset: Any) -> np.ndarray:
-    """Values with a meaning, such as Hounsfield units: by table, or slope and intercept."""
+def modality(stored: np.ndarray, dataset: Any) -> tuple[np.ndarray, tuple[float, float]]:
+    """Values with a meaning, such as Hounsfield units, and the ends of their range: by table, or a scale."""
     if table := dataset.get("ModalityLUTSequence"):
-        return looked_up(stored, table[0], dataset)[0]
+        entries, bits = looked_up(stored, table[0], dataset)
+        return entries, (0, 2**bits - 1)
+    low = -(2 ** (dataset.BitsStored - 1)) if dataset.get("PixelRepresentation") else 0
+    high = low + 2**dataset.BitsStored - 1
     holder = grouped(dataset, "PixelValueTransformationSequence")
     slope, intercept = holder.get("RescaleSlope"), holder.get("RescaleIntercept")
     if slope is None or intercept is None:
-        return stored
-    return stored * float(slope) + float(intercept)
+        return stored, (low, high)
+    slope, intercept = float(slope), float(intercept)
+    if not slope or not np.isfinite([slope, intercept]).all():
+        raise BadImage(f"has a rescale slope of {slope:g} and an intercept of {intercept:g}")
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    return stored * slope + intercept, (ends[0], ends[1])
 
 
-def of_interest(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndarray:
+def of_interest(
+    values: np.ndarray, ends: tuple[float, float], stored: np.ndarray, dataset: Any
+) -> np.ndarray:
     """(H, W) float64 of 0 to 1: what the first VOI LUT or window selects, or all where there is none."""
     if table := dataset.get("VOILUTSequence"):
         entries, bits = looked_up(np.rint(values).astype(np.int64), table[0], dataset)
@@ -41,8 +51,7 @@ def of_interest(values: np.ndarray, stored: np.ndarray, dataset: Any) -> np.ndar
     if centre is not None and width is not None:
         return windowed(values, centre, width, str(holder.get("VOILUTFunction") or "LINEAR").upper())
     if dataset.BitsStored <= 8:
-        low = -(2 ** (dataset.BitsStored - 1)) if dataset.get("PixelRepresentation") else 0
-        return np.clip((stored.astype(np.float64) - low) / (2**dataset.BitsStored - 1), 0, 1)
+        return np.clip((values.astype(np.float64) - ends[0]) / (ends[1] - ends[0]), 0, 1)
     return stretched(values, ~padding(stored, dataset))
 
 
@@ -53,7 +62,8 @@ def windowed(values: np.ndarray, centre: float, width: float, function: str) -> 
         BadImage: unknown function, or a width that the function does not allow.
     """
     least = 1 if function == "LINEAR" else np.finfo(float).tiny
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or not width >= least:
+    known = function in ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+    if not known or not width >= least or not np.isfinite([centre, width]).all():
         raise BadImage(f"has a window of width {width:g} that cannot be applied")
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))
@@ -78,8 +88,15 @@ def padding(stored: np.ndarray, dataset: Any) -> np.ndarray:
     if value is None:
         return np.zeros(stored.shape, bool)
     limit = dataset.get("PixelPaddingRangeLimit")
-    ends = sorted((int(value), int(value if limit is None else limit)))
+    ends = sorted(as_stored(int(one), dataset) for one in (value, value if limit is None else limit))
     return (stored >= ends[0]) & (stored <= ends[1])
+
+
+def as_stored(value: int, dataset: Any) -> int:
+    """`value` in the range of stored values: some writers give a signed one by its unsigned bits."""
+    bits = dataset.BitsAllocated
+    value %= 1 << bits
+    return value - (1 << bits) if dataset.get("PixelRepresentation") and value >> (bits - 1) else value
 
 
 def looked_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, int]:
@@ -99,6 +116,8 @@ def looked_up(values: np.ndarray, item: Any, dataset: Any) -> tuple[np.ndarray, 
             entries = np.atleast_1d(np.asarray(data, np.int64))
     except (AttributeError, TypeError, ValueError):
         raise BadImage("has a lookup table that cannot be read") from None
+    if start > 0x7FFF and values.min(initial=0) < 0:
+        start -= 1 << 16  # written as unsigned
     count = count or 1 << 16
     if len(entries) < count or not 8 <= bits <= 16:
         raise BadImage(f"has a lookup table of {len(entries)} entries that says {count} of {bits} bits")

@@ -105,6 +105,11 @@ def test_a_typo_is_named_with_its_near_miss(written, old, new, message):
         ("export = 'ce'", r"export is 'ce'; write it as \[export\]\."),
         ("grid = [3]", r"\[\[grid\]\] is 3; write it as a table of settings\."),
         ("seeds = 'one'", r"seed 'one' is no whole number"),
+        ("settings = { train = 3 }", r"train is 3; write it as \[settings\.train\]\."),
+        ("grid = [{ objective = 3 }]", r"objective holds 3; write objective ="),
+        ("grid = [{ objective = [['ce']] }]", r"objective holds \['ce'\]; write"),
+        ("grid = [{ pretraining = [1] }]", r"pretraining holds 1; write"),
+        ("export = { precision = 3 }", r"precision holds 3; write"),
     ],
 )
 def test_a_value_of_another_type_is_one_line(written, line, message):

@@ -1,6 +1,7 @@
 """DICOM pixels: lossless syntaxes alike, twins alike, grey scales as pydicom and highdicom compute them."""
 
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pydicom.dataset import Dataset  # noqa: E402
 
 from noisyssl.benchmarks import dicom_phantoms as phantoms  # noqa: E402
 from noisyssl.formats import is_image_name  # noqa: E402
-from noisyssl.images import decode, header  # noqa: E402
+from noisyssl.images import BadImage, decode, header  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::pydicom\.")  # pytest sets the filters of dicom.py aside
 COLOUR = np.stack([phantoms.picture(8, seed=seed) for seed in range(3)], axis=2)
@@ -248,3 +249,61 @@ def test_twins_agree_where_a_value_lies_between_two_greys():
     seen = phantoms.dataset(stored, 9, WindowCenter=25.5, **tags)
     twin = phantoms.dataset(511 - stored, 9, kind="MONOCHROME1", WindowCenter=51.1 - 25.5, **tags)
     assert np.array_equal(decode(phantoms.file(seen)), decode(phantoms.file(twin)))
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_scale_or_table_that_inverts_does_so_at_every_depth(bits):
+    stored, top = phantoms.picture(bits), 2**bits - 1
+    plain = decode(phantoms.file(phantoms.dataset(stored, bits)))
+    scaled = phantoms.dataset(stored, bits, RescaleSlope=-1, RescaleIntercept=top)
+    table = phantoms.table(np.arange(top + 1)[::-1], 0, bits)
+    for d in (scaled, phantoms.dataset(stored, bits, ModalityLUTSequence=[table])):
+        assert np.abs(decode(phantoms.file(d)).astype(int) - (255 - plain.astype(int))).max() <= 1
+
+
+def test_numbers_that_lost_their_sign_are_read_with_it():
+    stored = phantoms.picture(12, signed=True)
+    right = phantoms.table(np.arange(4096) * 16, -2048, 16)
+    expected = decode(phantoms.file(phantoms.dataset(stored, 12, signed=True, VOILUTSequence=[right])))
+    wrong = phantoms.table(np.arange(4096) * 16, 65536 - 2048, 16)
+    assert np.array_equal(
+        decode(phantoms.file(phantoms.dataset(stored, 12, signed=True, VOILUTSequence=[wrong]))), expected
+    )
+    padded = stored.copy()
+    padded[:4] = -2000
+    d = phantoms.dataset(padded, 12, signed=True)
+    d.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    right = phantoms.dataset(padded, 12, signed=True, PixelPaddingValue=-2000)
+    assert np.array_equal(decode(phantoms.file(d)), decode(phantoms.file(right)))
+
+
+def test_palettes_of_bytes_in_words():
+    colours = np.random.default_rng(1).integers(0, 256, (256, 3))
+    stored = phantoms.picture(8)
+    d = phantoms.palette(phantoms.dataset(stored, 8, kind="PALETTE COLOR"), colours)
+    for name in ("Red", "Green", "Blue"):
+        d[f"{name}PaletteColorLookupTableDescriptor"].value = [256, 0, 8]
+    assert np.array_equal(decode(phantoms.file(d)), colours[stored])
+
+
+def test_pydicoms_own_files_are_read_or_refused_for_what_they_are():
+    """Twenty years of odd files; eight of the images begin as TIFF, as the standard allows."""
+    folder = pydicom.data.get_testdata_file("CT_small.dcm").rsplit("/", 1)[0]
+    refused = {}
+    for path in sorted(pathlib.Path(folder).glob("*.dcm")):
+        try:
+            assert decode(path).dtype == np.uint8
+        except BadImage as error:
+            refused[path.name] = str(error).removeprefix(f"{path}: ")
+    assert {"CT_small.dcm", "MR_small_RLE.dcm", "examples_rgb_color.dcm"}.isdisjoint(refused)
+    kinds = (
+        "without",
+        "frames",
+        "truncated",
+        "broken",
+        "bits",
+        "samples",
+        "no image of a known format",
+        "says",
+    )
+    assert all(any(kind in reason for kind in kinds) for reason in refused.values()), refused

@@ -10,7 +10,7 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom", reason="needs noisyssl[dicom]")
 
-from noisyssl import dicom, dicom_child  # noqa: E402
+from noisyssl import dicom  # noqa: E402
 from noisyssl.benchmarks import dicom_phantoms as phantoms  # noqa: E402
 from noisyssl.errors import MachineError  # noqa: E402
 from noisyssl.images import BadImage, decode, patient  # noqa: E402
@@ -222,32 +222,71 @@ def test_mutated_files_are_refused_or_shown_and_bring_nothing_down(tmp_path, cou
     assert bad > count / 10
 
 
-def test_a_decoder_that_dies_costs_one_file(monkeypatch):
-    data = phantoms.file(GOOD, phantoms.JPEGLosslessSV1)
-    expected = decode(data)
-    dicom_child._end_all()
-    started = subprocess.Popen
-    dying = [sys.executable, "-c", "import sys; sys.stdin.buffer.read(8); import os; os.abort()"]
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started(dying, **how))
-    with pytest.raises(BadImage, match="is a broken DICOM file"):
-        decode(data)
-    monkeypatch.setattr(subprocess, "Popen", started)
-    assert np.array_equal(decode(data), expected)
-    silent = [sys.executable, "-c", "import time; time.sleep(600)"]
-    dicom_child._end_all()
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started(silent, **how))
-    monkeypatch.setattr(dicom_child, "PATIENCE_S", 0.3)
-    with pytest.raises(BadImage, match="is a broken DICOM file"):
-        decode(data)
+def jpeg_2000(**changes):
+    d = pydicom.dcmread(io.BytesIO(phantoms.file(GOOD, phantoms.JPEG2000Lossless)))
+    frame = pydicom.encaps.get_frame(d.PixelData, 0, number_of_frames=1)
+    return d, frame
 
 
-def test_children_serve_threads_side_by_side():
-    from concurrent.futures import ThreadPoolExecutor
+def boxed(kind, content):
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
 
-    pictures = [phantoms.picture(12, seed=seed) for seed in range(12)]
-    files = [phantoms.file(phantoms.dataset(one, 12), phantoms.JPEGLosslessSV1) for one in pictures]
-    plain = [decode(phantoms.file(phantoms.dataset(one, 12))) for one in pictures]
-    with ThreadPoolExecutor(4) as pool:
-        for seen, expected in zip(pool.map(decode, files), plain, strict=True):
-            assert np.array_equal(seen, expected)
-    assert 1 <= len(dicom_child._idle) <= 5
+
+def test_sizes_cannot_hide_behind_boxes_fills_or_fragments():
+    d, frame = jpeg_2000()
+    expected = decode(phantoms.wrapped(d, frame, phantoms.JPEG2000Lossless))
+    far = boxed(b"free", bytes(2000)) + boxed(b"jp2c", frame)
+    from noisyssl.codestream import of_jpeg, of_jpeg_2000
+
+    assert of_jpeg_2000(frame) == of_jpeg_2000(far) == (56, 48)
+    decoy = boxed(b"free", frame[:4] + bytes(60)) + boxed(b"jp2c", frame)
+    assert of_jpeg_2000(decoy) == (56, 48)
+    assert of_jpeg_2000(bytes(100)) is None
+    header = b"\xff\xc3\0\x0b\x0c\0\x30\0\x38\1\1\x11\0"
+    assert of_jpeg(b"\xff\xd8" + b"\xff" * 9 + header) == (56, 48)
+    assert of_jpeg(b"\xff\xd8\xff\0" + header) is None
+    assert of_jpeg(b"\xff\xd8" + bytes(1 << 22)) is None
+    assert np.array_equal(decode(phantoms.wrapped(d, frame, phantoms.JPEG2000Lossless)), expected)
+    with pytest.raises(BadImage, match="its coded image states no size"):
+        decode(phantoms.wrapped(d, bytes(5000), phantoms.JPEG2000Lossless))
+
+
+def test_runs_that_unfold_to_more_than_the_image_are_refused():
+    whole = phantoms.file(phantoms.dataset(phantoms.picture(8), 8), phantoms.RLELossless)
+    d = pydicom.dcmread(io.BytesIO(whole))
+    head = b"".join(number.to_bytes(4, "little") for number in (1, 64, *[0] * 14))
+    bomb = phantoms.wrapped(d, head + b"\x81\0" * 100_000, phantoms.RLELossless)
+    with pytest.raises(BadImage, match="its runs unfold to more pixels than it has"):
+        decode(bomb)
+
+
+def test_a_deflated_bomb_cannot_hide_behind_a_long_element(monkeypatch):
+    monkeypatch.setattr(dicom, "MAX_INFLATED", 1000)
+    d = phantoms.dataset(phantoms.picture(8), 8)
+    data = phantoms.file(d, phantoms.DeflatedExplicitVRLittleEndian)
+    hidden = data[:144] + b"\2\0\2\1UC\0\0\x04\0\0\0abcd" + data[144:]
+    with pytest.raises(BadImage, match="unfolds to over 1,000 bytes"):
+        decode(hidden)
+
+
+BAD_GREYS = {
+    "left-aligned": ({"HighBit": 15}, "has 12 bits a pixel that end at bit 15"),
+    "no slope": ({"RescaleSlope": 0, "RescaleIntercept": 0}, "has a rescale slope of 0"),
+    "endless window": ({"WindowCenter": "inf", "WindowWidth": 9}, "has a window of width 9 that cannot"),
+    "segmented palette": ({"SegmentedRedPaletteColorLookupTableData": b"\0\0"}, "has a segmented palette"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GREYS)
+def test_greys_that_would_be_wrong_are_refused(name):
+    tags, reason = BAD_GREYS[name]
+    with pydicom.config.disable_value_validation(), pytest.raises(BadImage) as error:
+        decode(changed(**tags))
+    assert reason in str(error.value)
+
+
+def test_jpeg_of_12_bits_is_named():
+    d = pydicom.dcmread(io.BytesIO(phantoms.file(GOOD, phantoms.JPEGLosslessSV1)))
+    d.file_meta.TransferSyntaxUID = pydicom.uid.JPEGExtended12Bit
+    with pytest.raises(BadImage, match="is a JPEG of 12 bits, which no free decoder reads"):
+        decode(phantoms.written(d))
