@@ -18,7 +18,14 @@ from noisyssl.errors import ConfigError, NoisySSLError, near_miss
 
 PAGES = tuple(
     Path(__file__).parents[1] / name
-    for name in ("README.md", "docs/methods.md", "docs/performance.md", "docs/noise.md", "docs/dicom.md")
+    for name in (
+        "README.md",
+        "docs/methods.md",
+        "docs/performance.md",
+        "docs/noise.md",
+        "docs/dicom.md",
+        "docs/deploy.md",
+    )
 )
 REGION = re.compile(r"(<!-- record: (?P<name>[^>]*?) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 

@@ -1,10 +1,10 @@
 """One DICOM image as uint8 RGB, as a viewer would show it; pydicom reads it, from bytes nobody vouches for.
 
 Grey: stored values, modality LUT or rescale, VOI LUT or window (the first of each), MONOCHROME1 and inverse
-presentation turned over: PS3.3 C.11.1, C.11.2, C.11.6. Without a VOI LUT or window, 8 bits are shown as they
-are; deeper pixels between the image's own smallest and largest value, padding left out. Colour: palette, YBR
-and RGB become RGB; deeper than 8 bits, the low ones are dropped. Overlays, ICC profiles and the aspect ratio
-of pixels are ignored.
+presentation turned over: PS3.3 C.11.1, C.11.2, C.11.6. Without a VOI LUT or window, 8 bits are shown over all
+they can hold; deeper pixels between the image's own smallest and largest value, padding left out. Colour:
+palette, YBR and RGB become RGB; deeper than 8 bits, the low ones are dropped. Overlays, ICC profiles and the
+aspect ratio of pixels are ignored.
 
 A file with several frames is refused, as a TIFF with several pages is: which frame a label or an answer is
 about, only its owner knows.
