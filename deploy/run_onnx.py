@@ -1,4 +1,7 @@
-"""A bundle run by ONNX Runtime: on the GPU where its CUDA provider loads, else on the CPU."""
+"""A bundle run by ONNX Runtime: by its CUDA provider where that loads, else on the CPU; TensorRT if asked.
+
+Options of the TensorRT provider: onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html.
+"""
 
 from pathlib import Path
 
@@ -13,6 +16,13 @@ from noisyssl.machine import int8_saturates
 
 FATAL = 4
 CUDA = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 would break the parity that export proved
+TENSORRT = "TensorrtExecutionProvider"
+FLAGS = {
+    "fp32": {},
+    "fp16": {"trt_fp16_enable": "1"},
+    "int8-trt": {"trt_int8_enable": "1", "trt_fp16_enable": "1"},
+}
+"""What TensorRT may compute in beside float32, by the form of the file, whose types say where."""
 
 
 class OnnxRuntime:
@@ -25,14 +35,7 @@ class OnnxRuntime:
         self, folder: Path, device: str | None = None, threads: int | None = None, precision: str = "fp32"
     ) -> None:
         self.manifest = bundle.read(folder)
-        if precision == "int8":
-            if device == "cuda":
-                raise ConfigError(
-                    "precision int8 of ONNX Runtime is for CPUs, device is cuda; use --runtime tensorrt, or "
-                    "--precision fp16."
-                )
-            device = "cpu"
-        form = "int8-cpu" if precision == "int8" else precision
+        form, device = self._form(precision, device)
         name = bundle.model_file(folder, self.manifest, form)
         if (
             form == "int8-cpu"
@@ -47,14 +50,12 @@ class OnnxRuntime:
         self_contained(graph, folder / name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL  # what matters is raised; the rest is noise on stderr
+        # between two calls the cores belong to who decodes, or to another session: threads that spin on after a
+        # call made a second session on two cores take half as long again
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
-        providers: list[object] = ["CPUExecutionProvider"]
-        if (
-            device != "cpu" and _has_cuda()
-        ):  # asked of the driver first: a missing one makes the provider noisy
-            onnxruntime.set_default_logger_severity(FATAL)
-            providers.insert(0, CUDA)
+        providers = self._providers(form, device)
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # onnxruntime's own classes share no public base
@@ -70,6 +71,24 @@ class OnnxRuntime:
                 "device cuda is asked, but ONNX Runtime cannot use a GPU here; `noisyssl doctor` says what "
                 "is missing. Leave --device out to run on the CPU."
             )
+
+    def _form(self, precision: str, device: str | None) -> tuple[str, str | None]:
+        """Which file serves a precision, and the device that it is for."""
+        if precision != "int8":
+            return precision, device
+        if device == "cuda":
+            raise ConfigError(
+                "precision int8 of ONNX Runtime is for CPUs, device is cuda; use --runtime tensorrt or "
+                "onnx-tensorrt, or --precision fp16."
+            )
+        return "int8-cpu", "cpu"
+
+    def _providers(self, form: str, device: str | None) -> list[object]:
+        """ONNX Runtime's providers, the preferred one first."""
+        if device != "cpu" and _has_cuda():  # of the driver first: a missing one makes the provider noisy
+            onnxruntime.set_default_logger_severity(FATAL)
+            return [CUDA, "CPUExecutionProvider"]
+        return ["CPUExecutionProvider"]
 
     def __enter__(self) -> "OnnxRuntime":
         return self
@@ -97,6 +116,38 @@ class OnnxRuntime:
                 f"{path} has inputs and outputs {str(found)[:200]}; the manifest says {size} pixels, "
                 f"{classes} classes. Do not serve it; export the bundle again."
             )
+
+
+class OnnxTensorRT(OnnxRuntime):
+    """The same, computed by ONNX Runtime's TensorRT provider, which builds an engine when it is opened.
+
+    Raises:
+        MachineError: from the constructor, when that provider does not load here.
+    """
+
+    def __init__(
+        self, folder: Path, device: str | None = None, threads: int | None = None, precision: str = "fp32"
+    ) -> None:
+        if device == "cpu":
+            raise ConfigError("runtime onnx-tensorrt computes on a GPU, device is cpu; use --runtime onnx.")
+        if TENSORRT not in onnxruntime.get_available_providers() or not _has_cuda():
+            raise MachineError(
+                "runtime onnx-tensorrt needs an NVIDIA GPU and TensorRT's libraries; `noisyssl doctor` says "
+                "what is missing. Use --runtime onnx."
+            )
+        super().__init__(folder, None, threads, precision)
+        if TENSORRT not in self._session.get_providers():
+            raise MachineError(
+                "ONNX Runtime cannot load its TensorRT provider here, as a rule because the TensorRT that it "
+                "was built for is missing. Use --runtime onnx, or --runtime tensorrt with its engines."
+            )
+
+    def _form(self, precision: str, device: str | None) -> tuple[str, str | None]:
+        return "int8-trt" if precision == "int8" else precision, device
+
+    def _providers(self, form: str, device: str | None) -> list[object]:
+        onnxruntime.set_default_logger_severity(FATAL)
+        return [(TENSORRT, FLAGS[form]), CUDA, "CPUExecutionProvider"]
 
 
 def _has_cuda() -> bool:

@@ -11,6 +11,7 @@ from noisyssl.errors import ConfigError, DataError, MachineError, pick
 
 RUNTIMES = {  # name: (class, extra that installs it)
     "onnx": ("noisyssl.deploy.run_onnx:OnnxRuntime", "onnx"),
+    "onnx-tensorrt": ("noisyssl.deploy.run_onnx:OnnxTensorRT", "onnx"),
     "tensorrt": ("noisyssl.deploy.run_tensorrt:TensorRTRuntime", "rtx"),
     "torch": ("noisyssl.deploy.run_torch:TorchRuntime", "train"),
     "triton": ("noisyssl.deploy.run_triton:TritonRuntime", "triton"),

@@ -72,11 +72,48 @@ def test_a_missing_package_names_its_extra(exported, monkeypatch):
 
 
 @no_gpu
-@pytest.mark.parametrize("name", ["onnx", "torch", "tensorrt"])
+@pytest.mark.parametrize("name", ["onnx", "onnx-tensorrt", "torch", "tensorrt"])
 def test_a_gpu_that_is_not_here_is_said(exported, name, capfd):
     with pytest.raises(MachineError, match=r"GPU|driver"):
         open_runtime(exported, name, device="cuda")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp32", {}), ("fp16", {"trt_fp16_enable": "1"})])
+def test_the_tensorrt_provider_is_asked_first_and_must_be_there(exported, monkeypatch, precision, flags):
+    """A stand-in: sessions that say which providers they got; no GPU of this project has run the real one."""
+    import onnxruntime
+
+    from noisyssl.deploy import run_onnx
+
+    asked, loads = [], [run_onnx.TENSORRT, run_onnx.CUDA[0]]
+    real = onnxruntime.InferenceSession
+
+    class Session:
+        def __init__(self, graph, options, providers):
+            asked.append(providers)
+            self.inner = real(graph, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self):
+            return loads
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [run_onnx.TENSORRT, run_onnx.CUDA[0]])
+    monkeypatch.setattr(run_onnx, "_has_cuda", lambda: True)
+    monkeypatch.setattr(run_onnx.bundle, "model_file", lambda folder, manifest, form: "model.onnx")
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    with open_runtime(exported, "onnx-tensorrt", precision=precision) as opened:
+        assert opened.device == "cuda"
+        assert opened.logits(images).shape == (2, 3)
+    assert asked[0][0] == (run_onnx.TENSORRT, flags)
+    loads.remove(run_onnx.TENSORRT)  # ONNX Runtime goes on without a provider that does not load
+    with pytest.raises(MachineError, match="cannot load its TensorRT provider here"):
+        open_runtime(exported, "onnx-tensorrt")
+    with pytest.raises(ConfigError, match="device is cpu; use --runtime onnx"):
+        open_runtime(exported, "onnx-tensorrt", device="cpu")
 
 
 def test_weights_that_do_not_fit_their_architecture_are_refused(exported, bundle):

@@ -30,7 +30,9 @@ def evaluate(
     checkpoint: Annotated[
         str, typer.Option(help="Of a run: best, or last: the final epoch's weights.")
     ] = "best",
-    runtime: Annotated[str, typer.Option(help="Of a bundle: onnx, torch or tensorrt.")] = "onnx",
+    runtime: Annotated[
+        str, typer.Option(help="Of a bundle: onnx, onnx-tensorrt, torch or tensorrt.")
+    ] = "onnx",
     precision: Annotated[
         str, typer.Option(help="Of a bundle: fp32, or fp16 or int8 where it has that file.")
     ] = "fp32",

@@ -29,7 +29,7 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder written by `noisyssl export`.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, or CSVs with a column 'path'.")],
     runtime: Annotated[
-        str, typer.Option(help="onnx, torch, tensorrt, or triton: a running server.")
+        str, typer.Option(help="onnx, onnx-tensorrt, torch, tensorrt, or triton: a server.")
     ] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, or fp16 or int8 where the bundle has it.")] = "fp32",
     batch: Annotated[int, typer.Option(help="Images per call of the runtime.")] = 32,
