@@ -50,8 +50,8 @@ class OnnxRuntime:
         self_contained(graph, folder / name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL  # what matters is raised; the rest is noise on stderr
-        # between two calls the cores belong to who decodes, or to another session: threads that spin on after a
-        # call made a second session on two cores take half as long again
+        # between two calls the cores belong to who decodes, or to another session: with threads that spin on
+        # after a call a second session on two cores took half as long again
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads:
             options.intra_op_num_threads = threads
