@@ -30,7 +30,7 @@ class Check:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what this machine can do: GPU, DALI, ONNX Runtime, TensorRT, Triton, disk, memory."""
+    """Say what this machine can do: GPU, DALI, ONNX Runtime, TensorRT, Triton, DICOM, disk, memory."""
     checks = examine()
     if as_json:
         answer = {"checks": [asdict(check) for check in checks], "machine": machine.facts()}
@@ -55,6 +55,7 @@ def examine() -> list[Check]:
         _onnxruntime(bool(gpus)),
         _tensorrt(gpus),
         _triton(),
+        _packages("DICOM", ("pydicom", "pylibjpeg", "openjpeg", "jpeg_ls", "gdcm"), "dicom"),
         _packages("report", ("matplotlib", "jinja2"), "report"),
         _space(
             "disk", shutil.disk_usage(".").free / 2**30, DISK_GIB, "du -xh --max-depth=2 ~ | sort -h | tail"
@@ -185,6 +186,9 @@ DISTRIBUTIONS = {
     "onnxruntime": "onnxruntime-gpu",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
     "pytriton": "nvidia-pytriton",
+    "openjpeg": "pylibjpeg-openjpeg",
+    "jpeg_ls": "pyjpegls",
+    "gdcm": "python-gdcm",
 }
 
 
