@@ -1,8 +1,8 @@
 """Decoding in a process of its own, for decoders that a broken file can bring down.
 
-GDCM, the one free decoder of JPEG's lossless and 12-bit processes, ends its process on some broken files.
-Here that process is a child: it dies, the file is refused, the next one gets a new child. Children are kept
-for the next file, as many as there are threads that decode, and end with the process that started them.
+GDCM, the one free decoder of JPEG's lossless process, ends the process it runs in on some broken files. Here
+that is a child: it dies, the file is refused, the next one gets a new child. Children are kept for the next
+file, as many as there are threads that decode, and end with the process that started them.
 
 The child reads an 8-byte length and a file, and answers with an 8-byte length, {"shape", "dtype"} in JSON and
 the pixels; nothing where it cannot decode.
