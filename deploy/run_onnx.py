@@ -130,11 +130,6 @@ class OnnxTensorRT(OnnxRuntime):
     ) -> None:
         if device == "cpu":
             raise ConfigError("runtime onnx-tensorrt computes on a GPU, device is cpu; use --runtime onnx.")
-        if TENSORRT not in onnxruntime.get_available_providers() or not _has_cuda():
-            raise MachineError(
-                "runtime onnx-tensorrt needs an NVIDIA GPU and TensorRT's libraries; `noisyssl doctor` says "
-                "what is missing. Use --runtime onnx."
-            )
         super().__init__(folder, None, threads, precision)
         if TENSORRT not in self._session.get_providers():
             raise MachineError(
@@ -146,6 +141,11 @@ class OnnxTensorRT(OnnxRuntime):
         return "int8-trt" if precision == "int8" else precision, device
 
     def _providers(self, form: str, device: str | None) -> list[object]:
+        if TENSORRT not in onnxruntime.get_available_providers() or not _has_cuda():
+            raise MachineError(
+                "runtime onnx-tensorrt needs an NVIDIA GPU and TensorRT's libraries; `noisyssl doctor` says "
+                "what is missing. Use --runtime onnx."
+            )
         onnxruntime.set_default_logger_severity(FATAL)
         return [(TENSORRT, FLAGS[form]), CUDA, "CPUExecutionProvider"]
 
