@@ -117,8 +117,9 @@ def _difference(
         if not scan.reasons[i] and scan.digests[i].tobytes().hex() != rows["digest"][row]:
             return f"{path} is another image"
         pairs = [("group", _group(listing, i), rows["group"][row])]
-        if rows["group"][row].startswith(START) and scan.patients[i].any():
-            pairs = []  # read from the file, whose digest is that of then
+        given = listing.groups and listing.groups[i] and not listing.source.is_dir()
+        if rows["group"][row].startswith(START) and scan.patients[i].any() and not given:
+            pairs = []  # the patient, read from the file, whose digest is that of then
         if listing.splits is not None:
             split = rows["split"][row]  # one that the source lacks was made, from its training samples
             pairs.append(("split", listing.splits[i], split if split in parts else "train"))

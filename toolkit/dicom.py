@@ -53,7 +53,7 @@ PALETTE = "PALETTE COLOR"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 DECODERS = {
     "1.2.840.10008.1.2.4.50": "pillow",  # JPEG baseline; GDCM ends the process on some broken files
-    "1.2.840.10008.1.2.4.51": "gdcm",  # JPEG with 12 bits
+    "1.2.840.10008.1.2.4.51": "gdcm",  # JPEG extended, of 8 bits
     "1.2.840.10008.1.2.4.57": "gdcm",  # JPEG lossless
     "1.2.840.10008.1.2.4.70": "gdcm",
     "1.2.840.10008.1.2.4.80": "pyjpegls",
@@ -188,10 +188,8 @@ def _opened(data: bytes, *, pixels: bool = True) -> Any:
     try:
         rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
         frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
-        allocated, kind = (
-            int(dataset.get("BitsAllocated") or 0),
-            str(dataset.get("PhotometricInterpretation")),
-        )
+        allocated = int(dataset.get("BitsAllocated") or 0)
+        kind = str(dataset.get("PhotometricInterpretation"))
         stored = int(dataset.get("BitsStored") or allocated)
     except (TypeError, ValueError):
         raise BadImage("is a broken DICOM file (the description of its pixels is no number)") from None
@@ -202,11 +200,7 @@ def _opened(data: bytes, *, pixels: bool = True) -> Any:
     if frames > 1:
         raise BadImage(f"has {frames} frames; only single images are supported, save the one that counts")
     if kind not in (*GREY, PALETTE, *COLOUR) or samples != (3 if kind in COLOUR else 1):
-        known = (
-            f"the photometric interpretation {kind}"
-            if kind in (*GREY, PALETTE, *COLOUR)
-            else "an unknown one"
-        )
+        known = kind if kind in (*GREY, PALETTE, *COLOUR) else "an unknown photometric interpretation"
         raise BadImage(f"has {samples} samples a pixel and {known}; supported are grey, palette, RGB and YBR")
     if allocated not in (8, 16) or not 1 <= stored <= allocated:
         raise BadImage(f"has {stored} of {allocated} bits a pixel; 8 or 16 bits are supported")

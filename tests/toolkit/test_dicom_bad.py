@@ -38,7 +38,7 @@ BAD = {
     "1 bit": (changed(BitsAllocated=1, BitsStored=1), "has 1 of 1 bits a pixel"),
     "more stored than allocated": (changed(BitsStored=17), "has 17 of 16 bits a pixel"),
     "samples": (changed(SamplesPerPixel=4), "has 4 samples a pixel"),
-    "strange colour": (changed(PhotometricInterpretation="HSV"), "and an unknown one; supported are grey"),
+    "strange colour": (changed(PhotometricInterpretation="HSV"), "an unknown photometric interpretation; supported"),
     "short": (changed(Rows=480), "is a truncated DICOM file (Explicit VR Little Endian pixels"),
     "window": (changed(WindowCenter=9, WindowWidth=0), "has a window of width 0 that cannot be applied"),
     "window function": (
@@ -92,7 +92,7 @@ def test_a_coded_image_of_another_size_is_refused_before_it_is_decoded():
 
 
 def test_a_deflated_bomb_is_refused_without_unfolding_it(tmp_path):
-    import resource
+    import tracemalloc
     import zlib
 
     d = phantoms.dataset(phantoms.picture(8), 8)
@@ -101,10 +101,12 @@ def test_a_deflated_bomb_is_refused_without_unfolding_it(tmp_path):
     pack = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = b"".join([small[:start], *(pack.compress(bytes(1 << 20)) for _ in range(300)), pack.flush()])
     assert len(bomb) < 2e6
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
     with pytest.raises(BadImage, match="unfolds to over 268,435,456 bytes"):
         decode(bomb)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 def test_patients_are_told_apart_without_their_names():
