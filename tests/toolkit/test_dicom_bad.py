@@ -38,7 +38,9 @@ BAD = {
     "1 bit": (changed(BitsAllocated=1, BitsStored=1), "has 1 of 1 bits a pixel"),
     "more stored than allocated": (changed(BitsStored=17), "has 17 of 16 bits a pixel"),
     "samples": (changed(SamplesPerPixel=4), "has 4 samples a pixel"),
-    "strange colour": (changed(PhotometricInterpretation="HSV"), "an unknown photometric interpretation; supported"),
+    "strange colour": (
+        changed(PhotometricInterpretation="HSV"), "an unknown photometric interpretation; supported are grey",
+    ),
     "short": (changed(Rows=480), "is a truncated DICOM file (Explicit VR Little Endian pixels"),
     "window": (changed(WindowCenter=9, WindowWidth=0), "has a window of width 0 that cannot be applied"),
     "window function": (
