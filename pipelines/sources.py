@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from noisyssl.errors import ConfigError, DataError
+from noisyssl.errors import ConfigError, DataError, near_miss
 from noisyssl.formats import SUFFIXES
 from noisyssl.pipelines.tables import header_of, line_of, read_table, some
 from noisyssl.pipelines.walk import images_below
@@ -131,7 +131,8 @@ def read_csv(path: Path) -> Listing:
     columns, merged = _merged(path, columns)
     notes = [f"{merged:,} repeated rows of {path.name} were merged."] if merged else []
     if ignored := sorted(set(header_of(path)) - set(KNOWN)):
-        notes.append(f"Columns not read: {', '.join(ignored)} (known are {', '.join(KNOWN)}).")
+        meant = near_miss("label", ignored) if "label" not in columns else ""
+        notes.append(f"Columns not read: {', '.join(ignored)} (known are {', '.join(KNOWN)}).{meant}")
     groups, true = columns.get("group"), columns.get("true_label")
     return Listing(
         source=path,

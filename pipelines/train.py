@@ -258,7 +258,10 @@ def must_be_possible(config: Config, samples: Samples) -> None:
     """Raises DataError for samples without labels, classes or splits; ConfigError for noise that fits not."""
     source = config.data.path
     if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
-        raise DataError(f"{source} has no labels; `noisyssl train` needs class folders or a label column.")
+        unread = "".join(f" {note}" for note in samples.notes if note.startswith("Columns not read"))
+        raise DataError(
+            f"{source} has no labels; `noisyssl train` needs class folders or a label column.{unread}"
+        )
     counts = np.bincount(samples.labels[samples.where("train")], minlength=len(samples.classes))
     if (counts > 0).sum() < 2:
         only = samples.classes[int(counts.argmax())]

@@ -238,3 +238,21 @@ def test_a_class_called_mask_is_a_class(tmp_path):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "a.png").touch()
     assert set(read_source(tmp_path).labels) == {"mask", "no mask"}
+
+
+def test_a_label_column_with_a_typo_is_named(tmp_path):
+    from PIL import Image
+
+    from noisyssl.config import Config
+    from noisyssl.errors import DataError
+    from noisyssl.pipelines.scan import open_samples
+    from noisyssl.pipelines.train import must_be_possible
+    from noisyssl.recipe import load
+
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    table = tmp_path / "t.csv"
+    table.write_text("path,lable\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(4)))
+    config: Config = load(flags={"data.path": str(table)})
+    with pytest.raises(DataError, match=r"has no labels.*Columns not read: lable.*Did you mean 'lable'"):
+        must_be_possible(config, open_samples(table))
