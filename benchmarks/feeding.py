@@ -27,7 +27,7 @@ from noisyssl.pipelines.loader import Kind, open_loader
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.setup import device_of
 from noisyssl.pipelines.stepping import step
-from noisyssl.views import View, pair, training
+from noisyssl.views import View, adapt, pair, training
 
 Next = Callable[[], Batch]
 SYNTHETIC = "synthetic"
@@ -44,7 +44,7 @@ def sources(files: Samples, packed: Samples, device: torch.device) -> dict[str, 
 
 def measure(
     backbone: str, views: int, files: Samples, packed: Samples, batch: int = 256, size: int = 224,
-    steps: int = 6, runs: int = 5, threads: int = 16, compile: str = "off",
+    steps: int = 6, runs: int = 5, threads: int = 16, compile: str = "off", modality: str = "natural",
 ) -> Record:  # fmt: skip
     """Per source: step on its batches / step on synthetic ones, and views/s without training.
 
@@ -59,9 +59,11 @@ def measure(
         runs: counted turns.
         threads: CPU threads of the loaders.
         compile: whether the step is compiled.
+        modality: what the views are adapted to.
     """
     device = device_of("auto")
     stage, objective, wanted = work(backbone, views, size, batch, compile)
+    wanted = tuple(adapt(view, modality) for view in wanted)
     state, dtype = prepare(objective, stage, device), dtype_of(stage, device)
     objective.train()
     with ExitStack() as stack:
@@ -94,7 +96,7 @@ def measure(
     }
     settings = {
         "backbone": backbone, "views": views, "size": size, "batch": batch, "device": device.type,
-        "threads": threads, "compiled": compile,
+        "threads": threads, "compiled": compile, "modality": modality,
     }  # fmt: skip
     spread = {f"{name}.step / synthetic step": cost for name, cost in costs.items()}
     return record("feeding", settings=settings, figures=figures, n=runs, spread=spread)

@@ -65,8 +65,10 @@ def measure(
 def parts(files: Samples, packed: Samples, few: Samples, threads: int, runs: int, known: Record) -> Parts:
     """What is measured, in order of importance."""
 
-    def fed(backbone: str, views: int) -> Callable[[], list[Record]]:
-        return lambda: [feeding.measure(backbone, views, files, packed, runs=runs, threads=threads)]
+    def fed(backbone: str, views: int, modality: str = "natural") -> Callable[[], list[Record]]:
+        return lambda: [
+            feeding.measure(backbone, views, files, packed, runs=runs, threads=threads, modality=modality)
+        ]
 
     def climbed(backbone: str) -> Callable[[], list[Record]]:
         return lambda: [ladder.measure(backbone, runs=runs, known=known)]
@@ -75,7 +77,7 @@ def parts(files: Samples, packed: Samples, few: Samples, threads: int, runs: int
         return [
             loading.against_torchvision(
                 "two views, on the GPU", few, pair(loading.SIZE), 64, threads, runs, 8, 0,
-                device=torch.device("cuda"), workers=(threads // 2,),
+                device=torch.device("cuda"), workers=(threads // 2,),  # and `threads`, by itself
             )
         ]  # fmt: skip
 
@@ -88,4 +90,7 @@ def parts(files: Samples, packed: Samples, few: Samples, threads: int, runs: int
         "feeding resnet50 1": fed("resnet50", 1),
         "feeding resnet50 2": fed("resnet50", 2),
         "ladder resnet50": climbed("resnet50"),
+        **{
+            f"feeding resnet18 2 {name}": fed("resnet18", 2, name) for name in ("histology", "xray", "fundus")
+        },
     }

@@ -26,7 +26,7 @@ class Drawn:
     draws: list[Draws]
     """Per view."""
     numbers: list[Tensor]
-    """Per view (B, 29) float32, what `fused` knows of the draws, where it makes the views; else empty."""
+    """Per view (B, 31) float32, what `fused` knows of the draws, where it makes the views; else empty."""
 
 
 def drawn_ahead(

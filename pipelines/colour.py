@@ -1,4 +1,4 @@
-"""All of a view but its crop by torch: behind DALI's crops on a GPU, and in the reference."""
+"""All of a view but its crop by torch, as the reference has it."""
 
 from collections.abc import Callable
 
@@ -31,18 +31,18 @@ def finish(images: Tensor, view: View, draws: Draws) -> Tensor:
         planes = blur_and_twist(planes, draws)
     if view.turn:
         planes = changed(planes, draws.transposed(), lambda some: some.transpose(2, 3))
-    return unfused(planes, view, draws)
-
-
-def unfused(planes: Tensor, view: View, draws: Draws) -> Tensor:
-    """The steps after the quarter turn, of (B, 3, S, S) uint8."""
     if view.angle:
         planes = changed(planes, draws.angle != 0, rotate, rotation(draws.angle))
     if view.solarise:
-        planes = changed(planes, draws.solarised, lambda some: torch.minimum(some, 255 - some))
+        planes = solarised(planes, draws)
     if view.jpeg:
         planes = changed(planes, draws.quality > 0, jpeg.compress, jpeg.tables(np.maximum(draws.quality, 1)))
     return planes
+
+
+def solarised(images: Tensor, draws: Draws) -> Tensor:
+    """(B, ...) uint8: those drawn with what is brighter than the middle turned to its negative."""
+    return changed(images, draws.solarised, lambda some: torch.minimum(some, 255 - some))
 
 
 def changed(planes: Tensor, which: np.ndarray, by: Callable[..., Tensor], *arrays: np.ndarray) -> Tensor:

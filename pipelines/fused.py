@@ -1,7 +1,7 @@
-"""Views on the GPU from images that lie in its memory: three Triton kernels, by the rules of `batched`.
+"""Views on the GPU from images that lie in its memory: Triton kernels by the rules of `batched`.
 
 One kernel crops, resizes, flips, stains, colours and turns an image without ever writing a float; only images
-that are blurred need two more. What few views have (rotation by an angle, solarisation, JPEG) torch adds.
+that are blurred need two more. Rotation by an angle is another, JPEG two (`fused_jpeg`); torch solarises.
 """
 
 import numpy as np
@@ -10,9 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from noisyssl.pipelines.colour import sent, twist, unfused
+from noisyssl.pipelines import fused_jpeg
+from noisyssl.pipelines.colour import sent, solarised, twist
 from noisyssl.pipelines.draws import NO_BLUR, Draws
 from noisyssl.pipelines.stain import density_map, is_stained
+from noisyssl.pipelines.turns import rotation
 from noisyssl.views import View
 
 BLOCK = 1024
@@ -20,10 +22,10 @@ BLOCK = 1024
 
 
 def numbers(draws: Draws) -> np.ndarray:
-    """(B, 29) float32, all that the kernels know of each sample.
+    """(B, 31) float32, all that the kernels know of each sample.
 
     First and last row (0, 1) and column (2, 3) of the crop, transposed (4), sigma (5), colour matrix (6-14)
-    and offset (15), stained (16), density map (17-28).
+    and offset (15), stained (16), density map (17-28), cosine and sine of the angle (29, 30).
     """
     (top, left), (bottom, right) = (corner.T for corner in draws.corners())
     matrix, offset = twist(draws)
@@ -32,7 +34,7 @@ def numbers(draws: Draws) -> np.ndarray:
     count = len(sigma)
     parts = (
         single, matrix.reshape(count, 9), (offset + 0.5)[:, None],
-        is_stained(draws)[:, None], density_map(draws).reshape(count, 12),
+        is_stained(draws)[:, None], density_map(draws).reshape(count, 12), rotation(draws.angle),
     )  # fmt: skip
     return np.concatenate(parts, 1).astype(np.float32)
 
@@ -76,7 +78,14 @@ def apply(images: Tensor, view: View, draws: Draws, columns: Tensor) -> Tensor:
             out, rows, columns, between, SIZE=size, BLOCK=BLOCK
         )
         blur_down[len(blurred), grid[1]](between, rows, columns, out, SIZE=size, BLOCK=BLOCK)
-    return unfused(out.permute(0, 3, 1, 2), view, draws)
+    if view.angle:
+        crops, out = out, torch.empty_like(out)
+        turn[grid](crops, columns, out, SIZE=size, BLOCK=BLOCK)
+    if view.solarise:
+        out = solarised(out, draws)
+    if view.jpeg:
+        fused_jpeg.compress(out, draws)
+    return out.permute(0, 3, 1, 2)
 
 
 @triton.jit
@@ -89,7 +98,7 @@ def crop(
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < SIZE * SIZE
     y, x = pixel // SIZE, pixel % SIZE
-    row = numbers + sample * 29
+    row = numbers + sample * 31
     entry = images + sample * 3
     image = tl.load(entry).to(tl.pointer_type(tl.uint8))
     height, width = tl.load(entry + 1).to(tl.int32), tl.load(entry + 2).to(tl.int32)
@@ -138,7 +147,7 @@ def blur_across(images, rows, numbers, between, SIZE: tl.constexpr, BLOCK: tl.co
     value = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = value < SIZE * SIZE * 3
     x = value // 3 % SIZE
-    sigma = tl.load(numbers + sample * 29 + 5)
+    sigma = tl.load(numbers + sample * 31 + 5)
     reach = tl.minimum(tl.ceil(3 * sigma).to(tl.int32), SIZE - 1)
     image = images + sample * SIZE * SIZE * 3
     out, total = value.to(tl.float32) * 0, 0.0
@@ -158,7 +167,7 @@ def blur_down(between, rows, numbers, out, SIZE: tl.constexpr, BLOCK: tl.constex
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < SIZE * SIZE
     y, x = pixel // SIZE, pixel % SIZE
-    row = numbers + sample * 29
+    row = numbers + sample * 31
     sigma = tl.load(row + 5)
     reach = tl.minimum(tl.ceil(3 * sigma).to(tl.int32), SIZE - 1)
     image = between + tl.program_id(0).to(tl.int64) * SIZE * SIZE * 3
@@ -177,6 +186,34 @@ def blur_down(between, rows, numbers, out, SIZE: tl.constexpr, BLOCK: tl.constex
     place = tl.where(tl.load(row + 4) > 0, x * SIZE + y, pixel)
     red, green, blue = _coloured(r, g, b, row)
     _store(out + sample * SIZE * SIZE * 3, place, red, green, blue, inside)
+
+
+@triton.jit
+def turn(images, numbers, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Rotate about the centre; without an angle every pixel falls on itself."""
+    sample = tl.program_id(0).to(tl.int64)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < SIZE * SIZE
+    middle = 0.5 * (SIZE - 1)
+    v, u = (pixel // SIZE).to(tl.float32) - middle, (pixel % SIZE).to(tl.float32) - middle
+    cosine, sine = tl.load(numbers + sample * 31 + 29), tl.load(numbers + sample * 31 + 30)
+    column = tl.minimum(tl.maximum(cosine * u - sine * v + middle, 0.0), SIZE - 1.0)
+    row = tl.minimum(tl.maximum(sine * u + cosine * v + middle, 0.0), SIZE - 1.0)
+    x, y = tl.floor(column).to(tl.int32), tl.floor(row).to(tl.int32)
+    right, below = tl.minimum(x + 1, SIZE - 1), tl.minimum(y + 1, SIZE - 1)
+    across, down = column - x, row - y
+    image = images + sample * SIZE * SIZE * 3
+    red, green, blue = column * 0, column * 0, column * 0
+    for i in tl.static_range(2):
+        line, of_row = (below, down) if i else (y, 1 - down)
+        for j in tl.static_range(2):
+            place, weight = (right, of_row * across) if j else (x, of_row * (1 - across))
+            at = image + (line * SIZE + place) * 3
+            red += weight * tl.load(at, mask=inside, other=0).to(tl.float32)
+            green += weight * tl.load(at + 1, mask=inside, other=0).to(tl.float32)
+            blue += weight * tl.load(at + 2, mask=inside, other=0).to(tl.float32)
+    red, green, blue = _byte(red + 0.5), _byte(green + 0.5), _byte(blue + 0.5)
+    _store(out + sample * SIZE * SIZE * 3, pixel, red, green, blue, inside)
 
 
 @triton.jit

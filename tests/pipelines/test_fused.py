@@ -12,7 +12,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 
-from noisyssl.pipelines import batched, fused  # noqa: E402
+from noisyssl.pipelines import batched, fused, fused_jpeg, jpeg  # noqa: E402
 from noisyssl.pipelines.draws import draw  # noqa: E402
 from noisyssl.views import View, adapt, asymmetric_pair, evaluation, pair, training  # noqa: E402
 
@@ -31,6 +31,7 @@ CASES = {
     "solarised": replace(asymmetric_pair(32)[1], solarise=0.5),
     "strong colour": View(size=24, jitter=1.0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5),
     "turned": View(size=24, flip=0.5, upside=0.5, turn=1.0),
+    "at an angle": View(size=23, angle=45.0),
     **{name: adapt(pair(32)[0], name) for name in ("natural", "histology", "xray", "fundus")},
 }
 
@@ -85,3 +86,30 @@ def test_images_of_several_sizes_anywhere_in_memory():
     difference = (got.int() - batched.apply(images, view, draws).int()).abs()
     assert difference.max() <= 2
     assert (difference > 0).float().mean() < FEW
+
+
+@pytest.mark.parametrize("size", [8, 16, 21, 24, 32, 33, 72])
+def test_jpeg_is_the_reference_where_it_was_drawn(size):
+    """White noise at every quality; odd sizes and sizes that end within a block or a pair of blocks."""
+    view, every = View(size=size, jpeg=0.7, quality=(5, 100)), np.arange(12)
+    images = torch.randint(0, 256, (12, size, size, 3), dtype=torch.uint8).to(DEVICE)
+    draws = draw(view, 0, 0, every, 0, np.full(12, size), np.full(12, size))
+    drawn = draws.quality > 0
+    assert 0 < drawn.sum() < 12
+    got = images.clone()
+    fused_jpeg.compress(got, draws)
+    steps = torch.from_numpy(jpeg.tables(np.maximum(draws.quality, 1))).to(DEVICE)
+    expected = jpeg.compress(images.permute(0, 3, 1, 2), steps).permute(0, 2, 3, 1)
+    difference = (got.int() - expected.int()).abs()[torch.from_numpy(drawn).to(DEVICE)]
+    assert (difference > 0).float().mean() < 0.001  # a tie in one coefficient would change a whole block
+    assert torch.equal(got[torch.from_numpy(~drawn).to(DEVICE)], images[torch.from_numpy(~drawn).to(DEVICE)])
+
+
+def test_jpeg_that_no_image_was_drawn_changes_nothing():
+    view = View(size=16, jpeg=0.5)
+    draws = draw(view, 0, 0, np.arange(2), 0, np.full(2, 16), np.full(2, 16))
+    draws = replace(draws, quality=np.zeros_like(draws.quality))
+    images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8).to(DEVICE)
+    kept = images.clone()
+    fused_jpeg.compress(images, draws)
+    assert torch.equal(images, kept)

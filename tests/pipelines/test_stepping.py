@@ -201,3 +201,34 @@ def test_two_networks_are_clipped_apart():
     assert moved == pytest.approx([0.1, 0.03], rel=1e-4)
     assert float(terms["grad_norm"]) == pytest.approx(30.0015, rel=1e-4)
     assert ok
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_real_gpu_that_is_too_small_takes_the_step_in_parts():
+    device, stage = torch.device("cuda"), replace(STAGE, batch=256, precision="float32")
+    views = (torch.randint(0, 256, (256, 3, 96, 96), dtype=torch.uint8, device=device),)
+    index = torch.arange(256, device=device)
+    batch = Batch(views=views, index=index, key=index, label=index % 3)
+    torch.manual_seed(0)
+    network = build_classifier("resnet18", "plain", 3)
+    given = Given(count=256, train=np.arange(256), classes=3)
+    state = prepare(build_objective("ce", network, OBJECTIVES["ce"][1](), given), stage, device)
+    stepping.step(state, [batch], 0.01, stage, device, torch.float32)  # libraries keep what they work in
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    stepping.step(state, [batch], 0.01, stage, device, torch.float32)
+    assert state.parts == 1
+    most = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    room = before + 0.6 * (most - before)
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info()[1])
+    try:
+        for _ in range(2):
+            terms, ok = stepping.step(state, [batch], 0.01, stage, device, torch.float32)
+            assert ok
+            assert terms["loss"].isfinite()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert state.parts in (2, 4)
