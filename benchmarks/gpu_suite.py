@@ -77,20 +77,18 @@ def parts(files: Samples, packed: Samples, few: Samples, threads: int, runs: int
         return [
             loading.against_torchvision(
                 "two views, on the GPU", few, pair(loading.SIZE), 64, threads, runs, 8, 0,
-                device=torch.device("cuda"), workers=(threads // 2,),  # and `threads`, by itself
+                device=torch.device("cuda"), workers=(),  # as many as threads
             )
         ]  # fmt: skip
 
     return {
         "feeding resnet18 1": fed("resnet18", 1),
         "feeding resnet18 2": fed("resnet18", 2),
-        "loading": loaded,
         "inference": lambda: inference.measure(threads=threads),
-        "ladder resnet18": climbed("resnet18"),
+        "ladder resnet50": climbed("resnet50"),
         "feeding resnet50 1": fed("resnet50", 1),
         "feeding resnet50 2": fed("resnet50", 2),
-        "ladder resnet50": climbed("resnet50"),
-        **{
-            f"feeding resnet18 2 {name}": fed("resnet18", 2, name) for name in ("histology", "xray", "fundus")
-        },
+        **{f"feeding {name}": fed("resnet18", 2, name) for name in ("histology", "xray", "fundus")},
+        "ladder resnet18": climbed("resnet18"),
+        "loading": loaded,
     }

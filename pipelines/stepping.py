@@ -36,6 +36,7 @@ def step(
             optimizer.zero_grad(set_to_none=True)
             take_apart(state, group, stage, error)
         torch.cuda.empty_cache()  # outside the handler, whose traceback holds the activations
+        state.objective.after_step(0.0, torch.zeros((), dtype=torch.bool, device=device))  # forgets its parts
     totals = mean_over_processes(totals)  # so all judge the same loss below
     scaler.unscale_(optimizer)
     found = [p.grad for p in state.objective.parameters() if p.grad is not None]

@@ -66,7 +66,9 @@ def words(key: Any, stream: int, count: int) -> Any:
     else:
         import torch  # a caller with a tensor has it loaded; NumPy callers never pay for it
 
-        block = torch.arange(blocks, dtype=torch.int64, device=key.device)
+        # the mask changes nothing but that torch.compile takes these for numbers, not for places in memory:
+        # those it multiplies in 32 bits on a GPU, which the multipliers do not fit into
+        block = torch.arange(blocks, dtype=torch.int64, device=key.device) & MASK
         mix, stack = _rounds, torch.stack
     row = key[:, None]
     out = mix((block, stream, 0, 0), (row & MASK, (row >> 32) & MASK))

@@ -101,7 +101,7 @@ def test_jpeg_is_the_reference_where_it_was_drawn(size):
     steps = torch.from_numpy(jpeg.tables(np.maximum(draws.quality, 1))).to(DEVICE)
     expected = jpeg.compress(images.permute(0, 3, 1, 2), steps).permute(0, 2, 3, 1)
     difference = (got.int() - expected.int()).abs()[torch.from_numpy(drawn).to(DEVICE)]
-    assert (difference > 0).float().mean() < 0.001  # a tie in one coefficient would change a whole block
+    assert (difference > 0).float().mean() < FEW / 4  # a tie in a coefficient changes a whole block
     assert torch.equal(got[torch.from_numpy(~drawn).to(DEVICE)], images[torch.from_numpy(~drawn).to(DEVICE)])
 
 

@@ -34,7 +34,7 @@ def begun(name, device=CPU, stage=STAGE):
         objective = kind(build_backbone("resnet18-w16"), kind.Config(**NARROW.get(name, {})), 32)
     else:
         given = Given(
-            count=4, train=np.arange(4), classes=3, labels=np.arange(4) % 3, epochs=3,
+            count=16, train=np.arange(16), classes=3, labels=np.arange(16) % 3, epochs=3,
             another=lambda: build_classifier("resnet18-w16", "plain", 3),
         )  # fmt: skip
         network = build_classifier("resnet18-w16", "plain", 3)
@@ -42,11 +42,11 @@ def begun(name, device=CPU, stage=STAGE):
     return prepare(objective, stage, device)
 
 
-def batch_for(name, seed=0):
+def batch_for(name, seed=0, count=4):
     generator = torch.Generator().manual_seed(seed)
     sizes = [v.size for v in METHODS[name].views(32)] if name in METHODS else [32, 32]
-    images = (torch.randint(0, 256, (4, 3, s, s), dtype=torch.uint8, generator=generator) for s in sizes)
-    index = torch.arange(4)
+    images = (torch.randint(0, 256, (count, 3, s, s), dtype=torch.uint8, generator=generator) for s in sizes)
+    index = torch.arange(count)
     return Batch(views=tuple(images), index=index, key=index * 7919 + seed, label=index % 3)
 
 
@@ -127,7 +127,30 @@ def test_nothing_that_a_forward_pass_made_outlives_its_step(name, monkeypatch):
     assert terms["loss"].isfinite()  # as the log keeps it
 
 
-@pytest.mark.parametrize("name", ["moco2", "dino"])
+@pytest.mark.parametrize("name", [*METHODS, *OBJECTIVES])
+def test_a_forward_pass_writes_over_nothing_that_it_reads(name):
+    """The backward pass of a compiled step may read a buffer again and take what it finds for the old values.
+
+    BatchNorms' running statistics it does not read; counters of batches neither.
+    """
+    state, batch = begun(name), batch_for(name)
+    state.objective.train()
+    before = {key: value.clone() for key, value in state.objective.named_buffers()}
+    state.network(batch)["loss"].backward()
+    own = ("running_mean", "running_var", "num_batches_tracked")
+    for key, value in state.objective.named_buffers():
+        assert key.endswith(own) or torch.equal(value, before[key]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["elr", "sop"])
+def test_compiled_steps_are_the_eager_ones(name, fresh):
+    (eager, ours), (compiled, theirs) = (steps(name, way, CPU, 1) for way in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, abs=1e-5)
+    assert (ours - theirs).norm() < 1e-6 * ours.norm()
+
+
+@pytest.mark.parametrize("name", ["elr", "sop", "moco2", "dino"])
 @pytest.mark.parametrize("fails", ["nowhere", "in the forward pass", "in the backward pass"])
 def test_what_a_forward_pass_leaves_for_after_the_step_is_forgotten(name, fails, marks, monkeypatch):
     """Keys wait for the queue, outputs for the centre: those of the measurement join neither."""
@@ -149,7 +172,8 @@ def test_what_a_forward_pass_leaves_for_after_the_step_is_forgotten(name, fails,
     assert bool(why) == bool(facts["errors"])
     after = state.tensors()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert not (state.objective.waiting if name == "moco2" else state.objective.seen)
+    left = {"moco2": lambda own: own.waiting, "dino": lambda own: own.seen}
+    assert left.get(name, lambda own: own.loss.waiting)(state.objective) == []
 
 
 @pytest.fixture
@@ -162,6 +186,24 @@ def fresh(monkeypatch):
     torch.compiler.reset()
 
 
+def steps(name, way, device, accumulate):
+    """Losses of six steps, each on new images, and the weights after: graphs are replayed from the third."""
+    stage = replace(STAGE, optimizer="sgd", lr=0.01, precision="float32")
+    state, kept, read = begun(name, device, stage), [], []
+    state.take(way)
+    state.objective.train()
+    for number in range(6):
+        # of four images BatchNorm makes 5 % of a rounding in six steps
+        group = [batch_for(name, 10 * number + i, 16) for i in range(accumulate)]
+        terms, ok = stepping.step(state, group, 0.01, stage, device, torch.float32)
+        state.objective.after_step(number / 6, ok)
+        kept.append(terms["loss"])
+        read.append(float(terms["loss"]))
+    assert [float(loss) for loss in kept] == read  # the log reads them steps later
+    return read, torch.cat([p.detach().flatten() for p in state.objective.parameters()])
+
+
+GPU = torch.device("cuda")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
@@ -170,24 +212,10 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVID
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("name", ["ce", "elr", "sop", "simclr", "moco2", "dino"])
 def test_graphs_take_the_steps_of_eager(name, accumulate, fresh):
-    device, stage = torch.device("cuda"), replace(STAGE, optimizer="sgd", lr=0.01, precision="float32")
-
-    def steps(way):
-        state, kept, read = begun(name, device, stage), [], []
-        state.take(way)
-        state.objective.train()
-        for number in range(6):  # graphs run, are recorded, and are replayed from the third on
-            group = [batch_for(name, 10 * number + i) for i in range(accumulate)]
-            terms, ok = stepping.step(state, group, 0.01, stage, device, torch.float32)
-            state.objective.after_step(number / 6, ok)
-            kept.append(terms["loss"])
-            read.append(float(terms["loss"]))
-        assert [float(loss) for loss in kept] == read  # the log reads them steps later
-        return read, torch.cat([p.detach().flatten() for p in state.objective.parameters()])
-
-    (eager, ours), (graphs, theirs) = steps("eager"), steps("graphs")
-    assert graphs == pytest.approx(eager, rel=0.02, abs=0.02)
-    assert (ours - theirs).norm() < 0.01 * ours.norm()
+    (eager, ours), (graphs, theirs) = (steps(name, way, GPU, accumulate) for way in ("eager", "graphs"))
+    near = 0.02 if name in ("simclr", "moco2") else 0.001  # the former's BatchNorms make 1 % of a rounding
+    assert graphs == pytest.approx(eager, rel=near, abs=near)
+    assert (ours - theirs).norm() < near * ours.norm()
     if name == "ce":  # nothing of it was left uncaptured
         assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
 
@@ -195,7 +223,7 @@ def test_graphs_take_the_steps_of_eager(name, accumulate, fresh):
 @pytest.mark.gpu
 @on_gpu
 def test_auto_measures_three_ways_and_leaves_no_trace(fresh):
-    device, stage = torch.device("cuda"), replace(STAGE, compile="auto")
+    device, stage = GPU, replace(STAGE, compile="auto")
     state, batch = begun("moco2", device, stage), batch_for("moco2")
     before = copy.deepcopy(state.tensors())
     facts = speedup.measured(state, batch, stage, device, torch.float32)

@@ -33,14 +33,18 @@ class Hungry(Objective):
     def __init__(self, room):
         super().__init__()
         torch.manual_seed(0)
-        self.net, self.room, self.seen = nn.Linear(3, 1), room, []
+        self.net, self.room, self.seen, self.waiting = nn.Linear(3, 1), room, [], []
 
     def forward(self, batch):
         self.seen.append(batch.index.tolist())
+        self.waiting.append(batch.index.tolist())
         if len(batch.index) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         out = self.net(batch.views[0].float().mean((2, 3)) / 100)[:, 0]
         return {"loss": F.mse_loss(out, batch.label.float())}
+
+    def after_step(self, progress, ok):
+        self.waiting = []
 
 
 def batch_of(size=12):
@@ -57,6 +61,11 @@ def taken(room, size=12, accumulate=1):
     terms, ok = stepping.step(state, group, 0.01, STAGE, CPU, torch.float32)
     assert ok
     return torch.cat([p.detach().flatten() for p in state.objective.parameters()]), terms, state
+
+
+def test_what_the_parts_before_left_for_after_the_step_is_forgotten():
+    _, _, state = taken(3)
+    assert [i for part in state.objective.waiting for i in part] == [*range(12)]
 
 
 @pytest.mark.parametrize("size", [12, 11])

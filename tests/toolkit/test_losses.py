@@ -184,14 +184,20 @@ def test_elr_remembers_by_row_and_only_while_it_trains():
     first, second = torch.tensor([[2.0, 0, -1], [0, 3, 0]]), torch.tensor([[0.0, 1, 0], [1, 0, 2]])
     label = torch.tensor([0, 1])
     loss(first, label, torch.tensor([7, 2]))
+    loss.after_step(torch.tensor(True))
     loss(second, label, torch.tensor([2, 7]))  # shuffled: memory follows the row, not the place
+    loss.after_step(torch.tensor(True))
     p, q = first.softmax(1), second.softmax(1)
     expected = torch.zeros(10, 3)
     expected[7] = 0.6 * 0.4 * p[0] + 0.4 * q[1]
     expected[2] = 0.6 * 0.4 * p[1] + 0.4 * q[0]
     torch.testing.assert_close(loss.targets, expected)
     before = loss.targets.clone()
+    loss(first * torch.nan, label, torch.tensor([7, 2]))
+    loss.after_step(torch.tensor(False))  # a step that was not taken
+    loss.after_step(torch.tensor(True))
     loss.eval()(first, label, torch.tensor([7, 2]))
+    loss.after_step(torch.tensor(True))
     assert torch.equal(loss.targets, before)
     assert "targets" in loss.state_dict()  # a checkpoint holds it
 

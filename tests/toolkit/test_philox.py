@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -91,8 +93,13 @@ def test_torch_compile_takes_it_in_one_graph():
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_compiled_it_gives_the_same_numbers(device):
     """Its products wrap around in int64, which compilers might take for undefined."""
+    from torch._inductor.utils import run_and_get_code
+
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     generator = torch.Generator().manual_seed(0)
     key = torch.randint(-(2**62), 2**62, (4096,), generator=generator).to(device)
-    assert torch.equal(torch.compile(uniform)(key, 3, 6), uniform(key, 3, 6))
+    found, code = run_and_get_code(torch.compile(uniform), key, 3, 6)
+    assert torch.equal(found, uniform(key, 3, 6))
+    # a multiple of a place in memory, which Triton would compute in 32 bits
+    assert not any(re.search(r"\d{10}L? ?\* ?x\d", text) for text in code)

@@ -20,6 +20,7 @@ class Loss(nn.Module):
     def __init__(self, config: Any, given: Given) -> None:
         super().__init__()
         self.config = config
+        self.waiting: list[tuple[str, Tensor, Tensor]] = []
 
     def forward(self, logits: Tensor, label: Tensor, index: Tensor) -> Tensor:
         """Mean loss, a scalar in float32 whatever autocast says: powers of probabilities underflow in fp16.
@@ -36,18 +37,24 @@ class Loss(nn.Module):
         """The loss in the precision of `logits`."""
         raise NotImplementedError
 
+    def remember(self, memory: str, index: Tensor, value: Tensor) -> None:
+        """The (B, ...) values of these samples belong into the (N, ...) buffer of this name: after the step.
+
+        Not at once: the backward pass of a compiled step may read the buffer again, for what it needs of the
+        old values (PyTorch 2.11 to 2.15), and a step that is not taken must leave no trace.
+        """
+        self.waiting.append((memory, gather(index), gather(value.detach())))
+
+    def after_step(self, ok: Tensor) -> None:
+        """Write what waits: of all processes, so that each remembers a sample whichever sees it next."""
+        for name, index, value in self.waiting:
+            memory = getattr(self, name)
+            memory[index] = torch.where(ok, value.to(memory), memory[index])
+        self.waiting = []
+
     def before_epoch(self, predict: Predict) -> None:
         """Called at the start of each epoch; see `Objective.before_epoch`."""
 
     def facts(self) -> dict[str, Any]:
         """See `Objective.facts`."""
         return {}
-
-
-@torch.no_grad()
-def remember(memory: Tensor, index: Tensor, value: Tensor) -> None:
-    """Write the (B, ...) values of these samples into the (N, ...) memory: those of all processes.
-
-    Each process then remembers every sample, whichever of them sees it next.
-    """
-    memory[gather(index)] = gather(value)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from noisyssl.config import require
-from noisyssl.losses.base import Loss, remember
+from noisyssl.losses.base import Loss
 from noisyssl.objective import Given
 
 FLOOR = 1e-4
@@ -49,13 +49,13 @@ class EarlyLearning(Loss):
         return cross_entropy(logits, label) + self.held(logits, self.remembered(logits, index))
 
     def remembered(self, logits: Tensor, index: Tensor) -> Tensor:
-        """(B, K) targets of these samples, after what is now said of them has joined in."""
+        """(B, K) targets of these samples, with what is now said of them joined in."""
         target = self.targets[index]
         if self.training:
             p = logits.detach().softmax(1).clamp(FLOOR, 1 - FLOOR)
             now = p / p.sum(1, keepdim=True)
             target = self.config.memory * target + (1 - self.config.memory) * now
-            remember(self.targets, index, target)
+            self.remember("targets", index, target)
         return target
 
     def held(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from noisyssl.config import require
-from noisyssl.losses.base import Loss, remember
+from noisyssl.losses.base import Loss
 from noisyssl.objective import Given
 
 FLOOR = 1e-4
@@ -72,6 +72,6 @@ class SparseOverParameterisation(Loss):
                 pull = pull + 2 * (off * y).sum(1, keepdim=True)
                 u = u - self.config.lr_u * self.longer * 2 * u * torch.where(u**2 <= 1, pull, 0)
                 v = v + self.config.lr_v * self.longer * 4 * v * torch.where(v**2 <= 1, off * (1 - y), 0)
-                remember(self.u, index, u.to(self.u))
-                remember(self.v, index, v.to(self.v))
+                self.remember("u", index, u)
+                self.remember("v", index, v)
         return (entropy + off.square().sum(1)).mean()

@@ -70,6 +70,7 @@ class EarlyLearningPlus(Objective):
         return torch.maximum(share, 1 - share), partner
 
     def after_step(self, progress: float, ok: Tensor) -> None:
+        self.loss.after_step(ok)
         if self.slow is not None:
             self.steps += ok
             decay = (1 - 1 / (self.steps + 1)).clamp(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noisyssl.batch import Batch, Terms
 from noisyssl.classifier import Classifier
@@ -31,6 +31,9 @@ class Supervised(Objective):
 
     def before_epoch(self, predict: Predict) -> None:
         self.loss.before_epoch(predict)
+
+    def after_step(self, progress: float, ok: Tensor) -> None:
+        self.loss.after_step(ok)
 
     def facts(self) -> dict[str, Any]:
         return self.loss.facts()
