@@ -24,7 +24,7 @@ from noisyssl.deploy.export import export_bundle
 from noisyssl.deploy.gates import Gates
 from noisyssl.deploy.predict import predict
 from noisyssl.deploy.runtime import open_runtime
-from noisyssl.errors import MachineError
+from noisyssl.errors import BundleError, MachineError
 from noisyssl.machine import int8_saturates
 
 BATCHES = (1, 8, 32)
@@ -79,8 +79,8 @@ def runtimes(bundle: Path, manifest: Manifest, threads: int, stack: ExitStack) -
     }
     try:
         sides["TensorRT"] = stack.enter_context(open_runtime(bundle, "tensorrt")).logits
-    except MachineError:
-        pass  # no GPU its flavour supports: the record lists the runtimes that ran
+    except (MachineError, BundleError):
+        pass  # no GPU, or none that an engine of the bundle is for: the record lists the runtimes that ran
     return sides
 
 

@@ -17,10 +17,11 @@ from noisyssl.pipelines.stepping import averaged_later, take_apart
 
 CALLS = 10
 """Forward and backward passes that are timed."""
-TOLERANCE = 0.05
-"""Largest difference between a way's mean loss and the eager one, relative for losses above 1.
+TOLERANCE = {"loss": (0.05, 0.05), "gradient": (0.15, 1e-5)}
+"""Largest difference, relative or else absolute, between the means of a way and those of eager.
 
-bf16 rounds to 0.4 %, and dropped paths are drawn differently; what reads a wrong address is far off.
+bf16 rounds to 0.4 %, and dropped paths are drawn differently; what reads a wrong address is far off. Where only
+the backward pass does, the loss is right and the gradient is not.
 """
 WORDS = {"eager": "as they are", "compiled": "compiled", "graphs": "as CUDA graphs"}
 
@@ -69,9 +70,9 @@ def measured(
     buffers = {name: value.clone() for name, value in state.objective.named_buffers()}
     nothing = torch.zeros((), dtype=torch.bool, device=device)
 
-    def timed(way: str) -> tuple[float, float]:
-        """Milliseconds, and the mean loss; each way starts from the same buffers and random numbers."""
-        losses = []
+    def timed(way: str) -> tuple[float, dict[str, float]]:
+        """Milliseconds, and what to judge by; each way starts from the same buffers and random numbers."""
+        losses, lengths = [], []
 
         def both() -> None:
             state.begin()
@@ -83,18 +84,22 @@ def measured(
             finally:
                 state.objective.after_step(0.0, nothing)  # forgets what the forward pass left for it
             losses.append(loss.detach().clone())
+            gradients = [p.grad for p in state.objective.parameters() if p.grad is not None]
+            lengths.append(torch.nn.utils.get_total_norm(gradients, foreach=True))
             state.objective.zero_grad(set_to_none=True)
 
         state.take(way)
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                return milliseconds(both, device), float(torch.stack(losses).mean())
+                ms = milliseconds(both, device)
+                means = {"loss": torch.stack(losses).mean(), "gradient": torch.stack(lengths).mean()}
+                return ms, {name: float(value) for name, value in means.items()}
         finally:
             for name, value in state.objective.named_buffers():
                 value.copy_(buffers[name])
             state.objective.zero_grad(set_to_none=True)
 
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, tuple[float, dict[str, float]]] = {}
     while not found:
         try:
             found["eager"] = timed("eager")
@@ -106,9 +111,10 @@ def measured(
             found[way] = timed(way)
         except Exception as problem:  # the compiler has no exception of its own; training goes on without it
             errors[way] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
-    for way, (_, loss) in found.items():
-        if not close(loss, found["eager"][1]) and way != "eager":
-            errors[way] = f"its loss is {loss:.4g}, that of the steps as they are {found['eager'][1]:.4g}"
+    for way, (_, means) in found.items():
+        for what, right in found["eager"][1].items():
+            if way != "eager" and not close(means[what], right, *TOLERANCE[what]):
+                errors[way] = f"its {what} is {means[what]:.4g}, that of the steps as they are {right:.4g}"
     # all processes must take the same way; the slowest decides
     votes: list[Any] = exchange([{way: ms for way, (ms, _) in found.items()}, errors])
     errors = {way: why for _, problems in votes for way, why in problems.items()}
@@ -129,9 +135,9 @@ def candidates(stage: Stage, device: torch.device) -> list[str]:
     return ["compiled", "graphs"] if can_capture(device) else ["compiled"]
 
 
-def close(loss: float, eager: float) -> bool:
-    """Whether two mean losses are finite and the same but for rounding."""
-    return math.isfinite(loss) and math.isclose(loss, eager, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+def close(value: float, eager: float, relative: float, absolute: float) -> bool:
+    """Whether two means are finite and the same but for rounding."""
+    return math.isfinite(value) and math.isclose(value, eager, rel_tol=relative, abs_tol=absolute)
 
 
 def milliseconds(both: Callable[[], None], device: torch.device) -> float:

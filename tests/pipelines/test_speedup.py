@@ -55,23 +55,28 @@ def compiles_at_once(monkeypatch):
     )
 
 
-def pretend(monkeypatch, *, graphs_too=False, losses=None, **taken):
-    """The ways take as many milliseconds as is given, or fail so; `losses` adds to the loss of a way."""
+def pretend(monkeypatch, *, graphs_too=False, losses=None, slopes=None, **taken):
+    """The ways take as many milliseconds as is given, or fail so.
+
+    `losses` adds to the loss of a way, `slopes` multiplies its gradient.
+    """
     compiles_at_once(monkeypatch)
     marked, ways = [], iter(taken.items())
 
     def milliseconds(both, device):
         way, value = next(ways)
-        off["now"] = (losses or {}).get(way, 0.0)
+        off["now"], slope["now"] = (losses or {}).get(way, 0.0), (slopes or {}).get(way, 1.0)
         both()  # it does run: buffers and random numbers move
         if isinstance(value, Exception):
             raise value
         return value
 
-    off, real = {"now": 0.0}, Supervised.forward
-    monkeypatch.setattr(
-        Supervised, "forward", lambda self, batch: {"loss": real(self, batch)["loss"] + off["now"]}
-    )
+    def forward(self, batch):
+        loss = real(self, batch)["loss"] + off["now"]
+        return {"loss": loss * slope["now"] + (1 - slope["now"]) * loss.detach()}
+
+    off, slope, real = {"now": 0.0}, {"now": 1.0}, Supervised.forward
+    monkeypatch.setattr(Supervised, "forward", forward)
     monkeypatch.setattr(speedup, "milliseconds", milliseconds)
     monkeypatch.setattr(speedup, "can_capture", lambda device: graphs_too)
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marked.append(1))
@@ -134,8 +139,23 @@ def test_a_way_whose_loss_is_another_is_out_however_fast(state, off, monkeypatch
     speedup.choose_way(state, Once(), STAGE, CPU, log.append)
     assert state.way == "compiled"
     assert "as CUDA graphs they failed (its loss is" in log[0]["message"]
-    assert speedup.close(1.02, 1.0)
-    assert not speedup.close(float("inf"), float("inf"))
+    assert speedup.close(1.02, 1.0, *speedup.TOLERANCE["loss"])
+    assert not speedup.close(float("inf"), float("inf"), *speedup.TOLERANCE["loss"])
+
+
+@pytest.mark.parametrize("slope", [0.8, 1.2, float("nan")])
+def test_a_way_whose_gradient_is_another_is_out_however_fast(state, slope, monkeypatch):
+    pretend(monkeypatch, slopes={"compiled": slope}, eager=10.0, compiled=1.0)
+    log = []
+    speedup.choose_way(state, Once(), STAGE, CPU, log.append)
+    assert state.way == "eager"
+    assert "compiled they failed (its" in log[0]["message"]
+
+
+def test_a_gradient_that_is_rounded_otherwise_is_the_same(state, monkeypatch):
+    pretend(monkeypatch, slopes={"compiled": 1.05}, eager=10.0, compiled=1.0)
+    speedup.choose_way(state, Once(), STAGE, CPU, lambda entry: None)
+    assert state.way == "compiled"
 
 
 def test_measuring_changes_neither_weights_buffers_nor_random_numbers(state, monkeypatch):
