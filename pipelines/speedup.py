@@ -20,8 +20,8 @@ CALLS = 10
 TOLERANCE = {"loss": (0.05, 0.05), "gradient": (0.15, 1e-5)}
 """Largest difference, relative or else absolute, between the means of a way and those of eager.
 
-bf16 rounds to 0.4 %, and dropped paths are drawn differently; what reads a wrong address is far off. Where only
-the backward pass does, the loss is right and the gradient is not.
+bf16 rounds to 0.4 %, and dropped paths are drawn differently; what reads a wrong address is far off. Where
+only the backward pass does, the loss is right and the gradient is not.
 """
 WORDS = {"eager": "as they are", "compiled": "compiled", "graphs": "as CUDA graphs"}
 

@@ -40,9 +40,9 @@ class Loss(nn.Module):
     def remember(self, memory: str, index: Tensor, value: Tensor) -> None:
         """The (B, ...) values of these samples belong into the (N, ...) buffer of this name, after the step.
 
-        Not at once: the backward pass of a compiled step may read the buffer again for what it needs of the old
-        values (PyTorch 2.11 to 2.15 do where that takes less memory than keeping them, as for no more samples
-        than a batch has), and a step that is not taken must leave no trace.
+        Not at once: the backward pass of a compiled step may read the buffer again for what it needs of the
+        old values (PyTorch 2.11 to 2.15 do where that takes less memory than keeping them, as for no more
+        samples than a batch has), and a step that is not taken must leave no trace.
         """
         self.waiting.append((memory, gather(index), gather(value.detach())))
 
