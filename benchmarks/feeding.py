@@ -15,7 +15,8 @@ import torch
 
 from noisyssl.backbones import build_backbone
 from noisyssl.batch import Batch
-from noisyssl.benchmarks.measure import interleaved, rate, ratio
+from noisyssl.benchmarks.ladder import whole
+from noisyssl.benchmarks.measure import as_in_training, interleaved, rate, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import build_classifier
 from noisyssl.config import PretrainConfig, Stage, TrainConfig
@@ -67,6 +68,7 @@ def measure(
     state, dtype = prepare(objective, stage, device), dtype_of(stage, device)
     objective.train()
     with ExitStack() as stack:
+        stack.enter_context(as_in_training())
         feeds = {SYNTHETIC: synthetic(batch, views, size, device)}
         for name, (samples, kind) in sources(files, packed, device).items():
             feeds[name] = endless(samples, kind, wanted, batch, device, threads, stack)
@@ -75,6 +77,7 @@ def measure(
             for _ in range(steps):
                 _, ok = step(state, [following()], stage.lr, stage, device, dtype)
                 objective.after_step(0.5, ok)
+            whole(state, batch)
 
         def load(following: Next) -> None:
             for _ in range(steps):

@@ -55,6 +55,7 @@ def measure(
             except Exception as error:  # the other parts must still run: a card may be there for minutes only
                 failed.append(name)
                 say(f"{name} failed, {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+            torch.compiler.reset()  # graphs hold their memory for as long as their code is kept
             gc.collect()
             torch.cuda.empty_cache()
             say(f"{name}: {time.monotonic() - began:.0f} s")
@@ -76,7 +77,7 @@ def parts(files: Samples, packed: Samples, few: Samples, threads: int, runs: int
     def loaded() -> list[Record]:  # torchvision takes long for an image: a few hundred are enough
         return [
             loading.against_torchvision(
-                "two views, on the GPU", few, pair(loading.SIZE), 64, threads, runs, 8, 0,
+                "two views, on the GPU", few, pair(loading.SIZE), 32, threads, runs, 8, 0,
                 device=torch.device("cuda"), workers=(),  # as many as threads
             )
         ]  # fmt: skip

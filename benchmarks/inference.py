@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from noisyssl.benchmarks.loading import jpegs
-from noisyssl.benchmarks.measure import interleaved, rate, ratio
+from noisyssl.benchmarks.measure import as_in_training, interleaved, rate, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import Classifier, build_classifier
 from noisyssl.deploy.bundle import FORMS, PRECISIONS, Manifest, read
@@ -42,8 +42,9 @@ def measure(
     no accuracy is stated.
     """
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # ONNX Runtime computes in float32 as well: see deploy.run_onnx
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stack.enter_context(as_in_training())
+        torch.backends.cudnn.allow_tf32 = False  # ONNX Runtime computes in float32 too: see deploy.run_onnx
         if bundle is None:
             bundle = Path(folder) / "bundle"
             random_bundle(bundle, backbone, size)
@@ -75,7 +76,7 @@ def runtimes(bundle: Path, manifest: Manifest, threads: int, stack: ExitStack) -
     sides: dict[str, Side] = {
         "torch eager": eager(bundle, manifest, torch.contiguous_format),
         "torch channels-last": eager(bundle, manifest, torch.channels_last),
-        "ONNX Runtime": stack.enter_context(open_runtime(bundle, "onnx", threads=threads)).logits,
+        "ONNX Runtime": stack.enter_context(open_runtime(bundle, "onnx", device_name(), threads)).logits,
     }
     try:
         sides["TensorRT"] = stack.enter_context(open_runtime(bundle, "tensorrt")).logits
@@ -92,7 +93,7 @@ def eager(bundle: Path, manifest: Manifest, layout: torch.memory_format) -> Side
         manifest.architecture.backbone, manifest.architecture.stem, len(manifest.classes)
     )
     classifier.load_state_dict(load_file(bundle / "model.safetensors"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_name())
     classifier.eval().to(device, memory_format=layout)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -138,7 +139,7 @@ def from_files(
     """From encoded JPEG files (224 pixels) to labels, as `noisyssl predict` does it."""
     files = jpegs(folder, 128)
     items = [(path, files.root / path) for path in files.paths]
-    with open_runtime(bundle, "onnx", threads=threads) as runtime:
+    with open_runtime(bundle, "onnx", device_name(), threads) as runtime:
         images = np.zeros((batch, manifest.geometry.size, manifest.geometry.size, 3), dtype=np.uint8)
 
         def model() -> None:
@@ -198,6 +199,11 @@ def precisions(
     )
 
 
+def device_name() -> str:
+    """Where all sides compute; asked for by name, so that none falls back to the CPU unnoticed."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _settings(manifest: Manifest, batch: int, threads: int, case: str) -> dict[str, Any]:
     size = manifest.geometry.size
     return {
@@ -206,5 +212,5 @@ def _settings(manifest: Manifest, batch: int, threads: int, case: str) -> dict[s
         "size": size,
         "batch": batch,
         "threads": threads,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": device_name(),
     }

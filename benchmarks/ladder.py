@@ -4,7 +4,8 @@ Cross-entropy on one preloaded batch, all rungs in turn in one process; the lowe
 memory without TF32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +13,16 @@ import torch
 
 from noisyssl.batch import Batch
 from noisyssl.benchmarks import limits
-from noisyssl.benchmarks.measure import interleaved, rate, ratio
+from noisyssl.benchmarks.measure import as_in_training, interleaved, rate, ratio
 from noisyssl.benchmarks.records import Record, record
 from noisyssl.classifier import build_classifier
 from noisyssl.config import TrainConfig
+from noisyssl.errors import TrainingError
 from noisyssl.objective import Given
 from noisyssl.objectives import OBJECTIVES, build_objective
 from noisyssl.pipelines.fit import dtype_of, prepare
 from noisyssl.pipelines.setup import device_of
+from noisyssl.pipelines.state import State
 from noisyssl.pipelines.stepping import step
 
 CLASSES = 9
@@ -41,7 +44,7 @@ def measure(
     runs: int = 5,
     known: Record | None = None,
 ) -> Record:
-    """Images/s of each rung, and what each adds to the one below it.
+    """Images/s of each rung, what each adds to the one below it, and the GPU's memory that it takes.
 
     Args:
         backbone: torchvision's name.
@@ -51,10 +54,16 @@ def measure(
         runs: counted turns.
         known: the card's limits; adds the share of them that the highest rung reaches.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    sides = {name: many(training_step(backbone, batch, size, *rung), steps) for name, rung in RUNGS.items()}
-    seconds = interleaved(sides, warm=2, runs=runs)  # eight steps: graphs are recorded in the second
+    sides: dict[str, Callable[[], None]] = {}
+    peaks: dict[str, float] = {}
+    with as_in_training():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        for name, rung in RUNGS.items():
+            with peak() as found:
+                sides[name] = many(training_step(backbone, batch, size, *rung), steps)
+                sides[name]()  # four steps: code is compiled in the first, graphs are recorded in the second
+            peaks |= {f"{name}, GiB at most": gib for gib in found}
+        seconds = interleaved(sides, warm=1, runs=runs)
     speeds = {name: rate(batch * steps, taken) for name, taken in seconds.items()}
     gains = {
         "bf16 channels-last / float32": ratio(seconds[LOWEST], seconds[EAGER]),
@@ -63,7 +72,7 @@ def measure(
         "CUDA graphs / compiled": ratio(seconds[COMPILED], seconds[GRAPHS]),
     }
     figures = {f"{name}, images/s": value.median for name, value in speeds.items()}
-    figures |= {name: value.median for name, value in gains.items()}
+    figures |= {name: value.median for name, value in gains.items()} | peaks
     if known is not None:
         best = max(value.median for value in speeds.values())
         figures["share of the no-overlap limit"] = best / limits.images_per_s(backbone, known)
@@ -92,8 +101,28 @@ def training_step(
 
     def one() -> None:
         step(state, [fixed], stage.lr, stage, device, dtype)
+        whole(state, batch)
 
     return one
+
+
+@contextmanager
+def peak() -> Iterator[list[float]]:
+    """GiB of the GPU's memory that was taken inside at most, beyond what was before; nothing on a CPU."""
+    found: list[float] = []
+    if not torch.cuda.is_available():
+        yield found
+        return
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    yield found
+    found.append((torch.cuda.max_memory_allocated() - before) / 2**30)
+
+
+def whole(state: State, batch: int) -> None:
+    """Raises TrainingError if steps are taken in parts: their figures are not those of the batch."""
+    if state.parts > 1:
+        raise TrainingError(f"a batch of {batch} does not fit into the GPU's memory; measure a smaller one.")
 
 
 def many(one: Callable[[], None], count: int) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from noisyssl.benchmarks.measure import rate, ratio, synchronise
 from noisyssl.benchmarks.records import Record, record
@@ -87,10 +87,14 @@ def against_torchvision(
         f"{kind}, {count} workers": opponent(samples, views, kind, count, batch, kernel)
         for kind, count in choices
     }
-    pilot = {key: seconds_of(side, len(samples) // batch // 4) for key, side in opponents.items()}
+    full = 2 * max(count for _, count in choices)  # batches that lie finished where workers are ahead
+    pilot = {
+        key: seconds_of(side, max(full, len(samples) // batch // 4), full) for key, side in opponents.items()
+    }
     best = min(pilot, key=lambda key: pilot[key])
     sides = {"dali": ours(samples, views, batch, threads, device), "torchvision": opponents[best]}
-    return _compared(name, sides, len(samples), batch, threads, runs, views[0].size, {"torchvision": best})
+    extra = {"torchvision": best}
+    return _compared(name, sides, len(samples), batch, threads, runs, views[0].size, extra, full)
 
 
 def packed_against_files(
@@ -105,11 +109,11 @@ Side = Callable[[], Iterator[Any]]
 """Starts an endless stream of batches; closing the iterator ends its threads and workers."""
 
 
-def seconds_of(side: Side, batches: int, warm: int = 4) -> float:
-    """Seconds of `batches` batches in the steady state, after `warm` of them and the start-up."""
+def seconds_of(side: Side, batches: int, warm: int = 0) -> float:
+    """Seconds of `batches` batches in the steady state: after the start-up and `warm` more, at least four."""
     time.sleep(1)  # the workers of the side before are gone by then
     stream = side()
-    for _ in itertools.islice(stream, warm):
+    for _ in itertools.islice(stream, max(4, warm)):
         pass
     synchronise()
     began = time.perf_counter()
@@ -143,16 +147,19 @@ def ours(
 def opponent(
     samples: Samples, views: tuple[View, ...], kind: str, workers: int, batch: int, kernel: int
 ) -> Side:
-    """The opponent: torchvision's transforms v2 in torch's DataLoader, its workers kept over the epochs."""
+    """The opponent: torchvision's transforms v2 in torch's DataLoader, in one epoch without end.
+
+    Between epochs its workers would stand still, and an epoch of few batches never have work for all of them.
+    """
 
     def stream() -> Iterator[Any]:
+        files = Files(samples, [transforms(view, kind, kernel) for view in views], kind)
+        order = RandomSampler(files, replacement=True, num_samples=1 << 40)
         loader: DataLoader[Any] = DataLoader(
-            Files(samples, [transforms(view, kind, kernel) for view in views], kind),
-            batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0,
-        )  # fmt: skip
+            files, batch, sampler=order, num_workers=workers, persistent_workers=workers > 0
+        )
         try:
-            while True:
-                yield from loader
+            yield from loader
         finally:
             loader._iterator = None  # ends the workers
 
@@ -161,14 +168,17 @@ def opponent(
 
 def _compared(
     name: str, sides: dict[str, Side], images: int, batch: int, threads: int, runs: int, size: int,
-    extra: dict[str, Any],
+    extra: dict[str, Any], full: int = 0,
 ) -> Record:  # fmt: skip
-    """The sides in turn, the order alternating; speeds and the ratio first / second, round by round."""
-    batches = images // batch
+    """The sides in turn, the order alternating; speeds and the ratio first / second, round by round.
+
+    A turn takes the images once, and at least `full` batches after as many that do not count.
+    """
+    batches = max(full, images // batch)
     seconds: dict[str, list[float]] = {key: [] for key in sides}
     for turn in range(runs):
         for key in sorted(sides, key=list(sides).index, reverse=turn % 2 == 1):
-            seconds[key].append(seconds_of(sides[key], batches))
+            seconds[key].append(seconds_of(sides[key], batches, full))
     first, second = sides
     faster = ratio(seconds[second], seconds[first])
     speeds = {f"{key} images/s": rate(batches * batch, value) for key, value in seconds.items()}

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,19 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> Spread:
 def rate(count: int, seconds: Sequence[float]) -> Spread:
     """Items per second when each run handled `count` items."""
     return Spread.of([count / one for one in seconds])
+
+
+@contextmanager
+def as_in_training() -> Iterator[None]:
+    """cuDNN tries which of its kernels is fastest, as in training; what is set inside is put back."""
+    from torch.backends import cuda, cudnn
+
+    before = cudnn.benchmark, cudnn.allow_tf32, cuda.matmul.allow_tf32
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, cuda.matmul.allow_tf32 = before
 
 
 def synchronise() -> None:

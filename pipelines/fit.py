@@ -21,7 +21,7 @@ from noisyssl.optim import build_optimizer, cosine
 from noisyssl.pipelines.loader import Loader
 from noisyssl.pipelines.signals import Wishes
 from noisyssl.pipelines.state import State, average_of, follow
-from noisyssl.pipelines.stepping import step
+from noisyssl.pipelines.stepping import halved, step
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -114,11 +114,7 @@ def fit(
             parts = state.parts
             terms, ok = step(state, group, rate, stage, device, dtype)
             if state.parts > parts:
-                message = (
-                    f"the GPU's memory is full: each batch is taken in {state.parts} parts from here on, "
-                )
-                message += "and BatchNorm sees one part at a time; the step stays that of the whole batch. "
-                message += "What BatchNorm and the loss remember of this one batch counts twice."
+                message = f"{halved(state.parts)}. What BatchNorm remembers of this one batch counts twice."
                 log({"kind": "warning", "message": message, "time": time.time()})
             state.step += 1
             epoch, state.position = loader.position

@@ -88,6 +88,13 @@ def apply(images: Tensor, view: View, draws: Draws, columns: Tensor) -> Tensor:
     return out.permute(0, 3, 1, 2)
 
 
+def try_on(device: torch.device) -> None:
+    """Run a kernel: Triton builds what starts one by a C compiler, with Python's headers."""
+    image = torch.zeros((1, 2, 2, 3), dtype=torch.uint8, device=device)
+    columns = torch.zeros((1, 31), device=device)
+    turn[1, 1](image, columns, torch.empty_like(image), SIZE=2, BLOCK=BLOCK)
+
+
 @triton.jit
 def crop(
     images, numbers, out,

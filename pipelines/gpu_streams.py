@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,8 +25,25 @@ from noisyssl.views import View
 
 
 def can_fuse(device: torch.device) -> bool:
-    """Whether the kernels run here: on an NVIDIA GPU, with the Triton that comes with PyTorch on Linux."""
-    return device.type == "cuda" and sys.platform == "linux" and find_spec("triton") is not None
+    """Whether the kernels run here."""
+    return device.type == "cuda" and not unfused(device)
+
+
+@cache
+def unfused(device: torch.device) -> str:
+    """Why the kernels do not run on this GPU; empty where they do, which one of them has shown."""
+    if sys.platform != "linux" or find_spec("triton") is None:
+        return "Triton, which comes with PyTorch on Linux, is not installed"
+    if not torch.cuda.is_available():
+        return ""  # nothing to try it on: whoever uses the device will say so
+    try:
+        from noisyssl.pipelines import fused
+
+        fused.try_on(device)
+    except Exception as error:  # Triton has no exception of its own for a compiler that it does not find
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"Triton fails ({why}); it takes a C compiler and Python's headers"
+    return ""
 
 
 def views_of(images: Tensor, views: Sequence[View], drawn: Drawn) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from noisyssl.pipelines.batched import BatchedStream
 from noisyssl.pipelines.colour import sent
 from noisyssl.pipelines.dali import DaliStream
 from noisyssl.pipelines.draws import Slot, keys
-from noisyssl.pipelines.gpu_streams import DecodedStream, ResidentStream, UploadStream, can_fuse
+from noisyssl.pipelines.gpu_streams import DecodedStream, ResidentStream, UploadStream, can_fuse, unfused
 from noisyssl.pipelines.resident import fits, must_be_packed
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.schedule import Schedule, must_be_shared
@@ -30,6 +30,8 @@ class Loader(Protocol):
 
     name: str
     """Where the views come from: resident, upload, dali-gpu, dali-cpu or batched."""
+    note: str
+    """Why a GPU that is there does not make them; empty where it does."""
     labels: Tensor | None
     """(N,) int64 over all samples, on the CPU, looked up as a batch is handed out; replace it to relabel."""
     dropped: dict[int, str]
@@ -189,6 +191,8 @@ class _Loader:
         labels: Tensor | None,
     ) -> None:
         self.name, self._kind = named
+        why = unfused(device) if device.type == "cuda" else ""
+        self.note = f"the GPU does not make the views: {why}." if why else ""
         self.labels = labels
         self.dropped: dict[int, str] = {}
         self.position = (0, 0)

@@ -111,6 +111,8 @@ def pretrain(
                 state.facts["loss"] = entry["loss"]
             run.log(entry)
 
+        if loader.note:
+            run.log({"kind": "warning", "message": loader.note, "time": time.time()})
         choose_way(state, loader, stage, device, run.log)
 
         for epoch in fit(

@@ -13,7 +13,7 @@ from noisyssl.distributed import exchange, world
 from noisyssl.pipelines.fit import Log, dtype_of
 from noisyssl.pipelines.loader import Loader
 from noisyssl.pipelines.state import State
-from noisyssl.pipelines.stepping import averaged_later, take_apart
+from noisyssl.pipelines.stepping import averaged_later, halved, take_apart
 
 CALLS = 10
 """Forward and backward passes that are timed."""
@@ -36,31 +36,52 @@ def can_capture(device: torch.device) -> bool:
 
 
 def choose_way(state: State, loader: Loader, stage: Stage, device: torch.device, log: Log) -> None:
-    """Take the steps of `state` the fastest way, or as graphs if they work; the log gets the reason.
+    """Take the steps of `state` the fastest way, or the one that is asked for if it works; the log says why.
 
-    The choice is a fact of the run: a resumed one does not measure again, and goes on as it began. Training
-    is the same as without the measurement: weights see no step, buffers and random numbers are put back.
+    The choice is a fact of the run: a resumed one goes on as it began, if that works where it is now.
+    Training is the same as without the measurement: weights see no step, buffers and random numbers are put
+    back.
     """
-    if stage.compile not in ("graphs", "auto"):
+    if stage.compile == "off":
         return
-    facts = state.facts.get("compile")
-    if facts is None:
+    facts, before = state.facts.get("compile"), None
+    if facts is not None:
+        before = facts.get("way") or ("compiled" if facts["compiled"] else "eager")  # as older runs have it
+    way, why = before or "", ""
+    if before == "graphs" and not can_capture(device):
+        way, why = "eager", "they take an NVIDIA GPU and a single process"
+    elif before != "eager":
+        ways = [before] if before else candidates(stage, device)
         loader.start(state.epoch, state.position, loader.dropped)
-        batch = next(iter(loader))
-        facts = state.facts["compile"] = measured(state, batch, stage, device, dtype_of(stage, device))
-        log({"kind": "compile", "message": said(facts), "time": time.time(), **facts})
-    way = facts.get("way") or ("compiled" if facts["compiled"] else "eager")  # as runs before had it
-    if way == "graphs" and not can_capture(device):
-        message = "this run took its steps as CUDA graphs, which take an NVIDIA GPU and a single process; "
-        log({"kind": "warning", "message": message + "it goes on without.", "time": time.time()})
-        way = "eager"
+        batch, parts = next(iter(loader)), state.parts
+        race = before is None and stage.compile == "auto"
+        found = measured(state, batch, stage, device, dtype_of(stage, device), ways, race)
+        if state.parts > parts:
+            log({"kind": "warning", "message": f"{halved(state.parts)}.", "time": time.time()})
+        way, why = found["way"], "; ".join(found["errors"].values())
+        if before is None:
+            state.facts["compile"] = found
+            log({"kind": "compile", "message": said(found), "time": time.time(), **found})
+    if before is not None and way != before:
+        message = f"this run took its steps {WORDS[before]}, which fails here ({why}); it goes on without."
+        log({"kind": "warning", "message": message, "time": time.time()})
     state.take(way)
 
 
 def measured(
-    state: State, batch: Batch, stage: Stage, device: torch.device, dtype: torch.dtype
+    state: State,
+    batch: Batch,
+    stage: Stage,
+    device: torch.device,
+    dtype: torch.dtype,
+    ways: list[str],
+    race: bool = True,
 ) -> dict[str, Any]:
     """{"way": the choice, "ms": {way: milliseconds}, "errors": {way: why it is out}}.
+
+    Args:
+        ways: what is tried beside eager.
+        race: whether the fastest is chosen; else the first of `ways` that works.
 
     Raises:
         TrainingError: the batch does not fit into memory, see `stepping.take_apart`.
@@ -106,7 +127,7 @@ def measured(
         except torch.OutOfMemoryError as full:
             take_apart(state, [batch], stage, full)
     errors: dict[str, str] = {}
-    for way in candidates(stage, device):
+    for way in ways:
         try:
             found[way] = timed(way)
         except Exception as problem:  # the compiler has no exception of its own; training goes on without it
@@ -119,8 +140,7 @@ def measured(
     votes: list[Any] = exchange([{way: ms for way, (ms, _) in found.items()}, errors])
     errors = {way: why for _, problems in votes for way, why in problems.items()}
     ms = {way: max(times[way] for times, _ in votes) for way in found if way not in errors}
-    fastest = min(ms, key=lambda way: ms[way])
-    way = fastest if stage.compile == "auto" else "graphs" if "graphs" in ms else "eager"
+    way = min(ms, key=lambda way: ms[way]) if race else next((way for way in ways if way in ms), "eager")
     if way != "graphs" and can_capture(device):
         state.take("eager")
         torch.compiler.reset()  # graphs hold their memory for as long as their code is kept
@@ -130,8 +150,8 @@ def measured(
 
 def candidates(stage: Stage, device: torch.device) -> list[str]:
     """What is tried beside eager."""
-    if stage.compile == "graphs":
-        return ["graphs"]
+    if stage.compile != "auto":
+        return [{"on": "compiled"}.get(stage.compile, stage.compile)]
     return ["compiled", "graphs"] if can_capture(device) else ["compiled"]
 
 

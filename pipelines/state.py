@@ -1,6 +1,7 @@
 """Everything that training changes: what a checkpoint holds and a resumed run starts from."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,8 @@ from noisyssl.objective import Objective
 
 WAYS: dict[str, dict[str, Any] | None] = {
     "eager": None,
-    "compiled": {},
-    # CUDA graphs hold for one shape each, so that code for any shape would only be slower
+    # for one shape: torch would replace the code at the first smaller batch by slower code for any shape
+    "compiled": {"dynamic": False},
     "graphs": {"mode": "reduce-overhead", "dynamic": False},
 }
 """How a step may be taken, and what torch.compile is told for it."""
@@ -39,6 +40,8 @@ class State:
     """Parts that each batch is taken in, one after the other, since the whole did not fit into memory."""
     way: str = "eager"
     """How steps are taken, of `WAYS`; a choice for this machine and no part of a checkpoint."""
+    largest: int = 0
+    """Samples of the largest forward pass since the way was chosen: what compiled code is for."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the stage adds for itself: JSON only (best epoch so far, dropped files)."""
 
@@ -49,7 +52,18 @@ class State:
         self.objective._compiled_call_impl = None  # what `compile` sets: eager again
         if (told := WAYS[way]) is not None:
             self.objective.compile(**told)
-        self.way = way
+        self.way, self.largest = way, 0
+
+    def fitting(self, size: int) -> AbstractContextManager[Any]:
+        """A context for a forward pass of this many samples: fewer than usual are not worth compiling.
+
+        An epoch's last batch is smaller, and so is one that broken files were dropped from. A minute of
+        compilation for each such size, or the memory of a graph, is more than they will ever take.
+        """
+        self.largest = max(self.largest, size)
+        if self.way == "eager" or size == self.largest:
+            return nullcontext()
+        return torch.compiler.set_stance("force_eager")
 
     def begin(self) -> None:
         """Call it before each step: what the last one computed may be written over from here on.

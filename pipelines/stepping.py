@@ -75,8 +75,12 @@ def gradients(
     for number, (part, share) in enumerate(parts, start=1):
         part, share = part.to(device), share / len(group)
         with averaged_later(state.network) if number < len(parts) else nullcontext():
-            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            with (
+                state.fitting(len(part.index)),
+                torch.autocast(device.type, dtype, enabled=dtype is not torch.float32),
+            ):
                 terms = state.network(part)
+            state.objective.after_forward()
             state.scaler.scale(terms["loss"] * share).backward()
         for name, value in terms.items():
             totals[name] = totals.get(name, 0) + value.detach().float() * share
@@ -93,13 +97,21 @@ def take_apart(state: State, group: list[Batch], stage: Stage, error: Exception)
     batch = max(len(one.index) for one in group)
     parts = 2 * state.parts
     if state.objective.divisible and world() == 1 and batch // parts >= 2:
-        state.parts = parts
+        state.parts, state.largest = parts, 0
         return
     section = stage.section()
     raise TrainingError(
         f"a batch of {batch} does not fit into the GPU's memory; "
         f"set {section}.batch={max(2, stage.batch // 2)}, {section}.precision=bf16 or a smaller data.size."
     ) from error
+
+
+def halved(parts: int) -> str:
+    """What that means, for the log."""
+    return (
+        f"the GPU's memory is full: each batch is taken in {parts} parts from here on, "
+        "and BatchNorm sees one part at a time; the step stays that of the whole batch"
+    )
 
 
 def averaged_later(network: torch.nn.Module) -> Any:

@@ -124,6 +124,8 @@ def train(
             )
             for message in concerns(config, "train", samples) if resumed is None else ():
                 run.log({"kind": "warning", "message": message, "time": time.time()})
+            if loader.note:
+                run.log({"kind": "warning", "message": loader.note, "time": time.time()})
             choose_way(state, loader, stage, device, run.log)
             kept = Kept(run, stage.epochs)
             choices = Choices(stage.choice, state.facts, kept)

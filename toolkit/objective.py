@@ -65,6 +65,13 @@ class Objective(nn.Module):
     def before_epoch(self, predict: Predict) -> None:
         """Called at the start of each epoch, never in its midst: what it finds out belongs into buffers."""
 
+    def after_forward(self) -> None:
+        """Called after each forward pass of a step: what that left in an attribute joins what waits.
+
+        `forward` is compiled, and a list that it appended to would be compiled anew at every length.
+        `after_step` does the same first, so that who takes one pass to a step need not call this.
+        """
+
     def after_step(self, progress: float, ok: Tensor) -> None:
         """Called after each optimizer step: EMA targets and queues move here.
 

@@ -27,13 +27,15 @@ class LARS(torch.optim.SGD):
             if not group.get("adapt", True):
                 continue
             decay, group["weight_decay"] = group["weight_decay"], 0.0  # already inside the gradient below
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                update = p.grad.add(p, alpha=decay)
-                size, length = p.norm(), update.norm()
-                trust = torch.where((size > 0) & (length > 0), self.ETA * size / length, 1.0)
-                p.grad.copy_(update * trust)
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients = [p.grad for p in weights]
+            torch._foreach_add_(gradients, weights, alpha=decay)
+            sizes = torch.stack(torch._foreach_norm(weights))
+            lengths = torch.stack(torch._foreach_norm(gradients))
+            trust = torch.where((sizes > 0) & (lengths > 0), self.ETA * sizes / lengths, 1.0)
+            torch._foreach_mul_(gradients, list(trust.unbind()))
         try:
             return super().step(closure)
         finally:

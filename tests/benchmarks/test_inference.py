@@ -37,10 +37,10 @@ def test_records_of_every_runtime_batch_and_precision(bundle, monkeypatch):
 def test_a_machine_that_cannot_run_tensorrt_measures_the_others(bundle, monkeypatch, error):
     real = inference.open_runtime
 
-    def opened(folder, name, **how):
+    def opened(folder, name, *how):
         if name == "tensorrt":
             raise error
-        return real(folder, name, **how)
+        return real(folder, name, *how)
 
     monkeypatch.setattr(inference, "open_runtime", opened)
     with ExitStack() as stack:

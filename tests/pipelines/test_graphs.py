@@ -20,6 +20,7 @@ from noisyssl.objective import Given
 from noisyssl.objectives import OBJECTIVES, build_objective
 from noisyssl.pipelines import speedup, stepping
 from noisyssl.pipelines.fit import prepare
+from noisyssl.pipelines.state import WAYS
 
 CPU = torch.device("cpu")
 STAGE = replace(TrainConfig(), batch=4, compile="off")
@@ -142,6 +143,51 @@ def test_a_forward_pass_writes_over_nothing_that_it_reads(name):
         assert key.endswith(own) or torch.equal(value, before[key]), key
 
 
+def noted(monkeypatch):
+    """Compilation without the compiler: the shapes of the first view, of each graph that torch makes."""
+    shapes = []
+
+    def backend(graph, inputs):
+        shapes.append(
+            [tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor) and x.dtype is torch.uint8]
+        )
+        return graph.forward
+
+    monkeypatch.setitem(WAYS, "compiled", WAYS["compiled"] | {"backend": backend})
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["moco2", "dino", "elr", "sop", "ce"])
+def test_code_is_compiled_once_for_all_batches_of_a_step(name, fresh, monkeypatch):
+    """A list that grew within the compiled code would be a new case with each batch."""
+    shapes, state = noted(monkeypatch), begun(name)
+    state.take("compiled")
+    state.objective.train()
+    for number in range(2):
+        group = [batch_for(name, 10 * number + i) for i in range(3)]
+        _, ok = stepping.step(state, group, 0.01, STAGE, CPU, torch.float32)
+        state.objective.after_step(0.5, ok)
+    assert len([one for one in shapes if one]) == 1
+
+
+def test_a_smaller_batch_is_taken_as_it_is_and_the_next_one_by_the_same_code(fresh, monkeypatch):
+    shapes, state = noted(monkeypatch), begun("ce")
+    state.take("compiled")
+    state.objective.train()
+    calls, real = [], type(state.objective).forward
+
+    def forward(self, batch):
+        if not torch.compiler.is_compiling():
+            calls.append(len(batch.index))
+        return real(self, batch)
+
+    monkeypatch.setattr(type(state.objective), "forward", forward)
+    for count in (4, 4, 3, 4, 2, 4):
+        stepping.step(state, [batch_for("ce", 0, count)], 0.01, STAGE, CPU, torch.float32)
+    assert shapes == [[(4, 3, 32, 32)]]  # whole numbers: code for any size would have symbols
+    assert calls == [3, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["elr", "sop"])
 def test_compiled_steps_are_the_eager_ones(name, fresh):
@@ -166,7 +212,7 @@ def test_what_a_forward_pass_leaves_for_after_the_step_is_forgotten(name, fails,
 
     monkeypatch.setattr(type(state.objective), "forward", forward)
     before = copy.deepcopy(state.tensors())
-    facts = speedup.measured(state, batch, replace(STAGE, compile="auto"), CPU, torch.float32)
+    facts = speedup.measured(state, batch, STAGE, CPU, torch.float32, ["compiled"])
     why = {"nowhere": "", "in the forward pass": "fails in the forward pass"}.get(fails, "require grad")
     assert why in facts["errors"].get("compiled", "")
     assert bool(why) == bool(facts["errors"])
@@ -174,6 +220,7 @@ def test_what_a_forward_pass_leaves_for_after_the_step_is_forgotten(name, fails,
     assert all(torch.equal(before[key], after[key]) for key in before)
     left = {"moco2": lambda own: own.waiting, "dino": lambda own: own.seen}
     assert left.get(name, lambda own: own.loss.waiting)(state.objective) == []
+    assert getattr(state.objective, "loss", state.objective).left is None
 
 
 @pytest.fixture
@@ -223,10 +270,9 @@ def test_graphs_take_the_steps_of_eager(name, accumulate, fresh):
 @pytest.mark.gpu
 @on_gpu
 def test_auto_measures_three_ways_and_leaves_no_trace(fresh):
-    device, stage = GPU, replace(STAGE, compile="auto")
-    state, batch = begun("moco2", device, stage), batch_for("moco2")
+    state, batch = begun("moco2", GPU), batch_for("moco2")
     before = copy.deepcopy(state.tensors())
-    facts = speedup.measured(state, batch, stage, device, torch.float32)
+    facts = speedup.measured(state, batch, STAGE, GPU, torch.float32, ["compiled", "graphs"])
     assert not facts["errors"]
     assert facts["ms"].keys() == {"eager", "compiled", "graphs"}
     assert facts["way"] == min(facts["ms"], key=facts["ms"].get)

@@ -11,14 +11,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 
 from noisyssl.errors import ConfigError, MachineError
-from noisyssl.pipelines import fused, gpu_streams, loader, resident  # noqa: F401 # fused: while interpreted
+from noisyssl.pipelines import fused, gpu_streams, loader, resident  # fused: while interpreted
 from noisyssl.pipelines.batched import BatchedStream
 from noisyssl.pipelines.gpu_streams import DecodedStream, ResidentStream, UploadStream
 from noisyssl.pipelines.loader import open_loader, streams
 from noisyssl.pipelines.pack import pack
 from noisyssl.pipelines.scan import open_samples
 from noisyssl.pipelines.schedule import Schedule
-from noisyssl.views import pair, training
+from noisyssl.views import evaluation, pair, training
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -99,6 +99,28 @@ def test_auto_takes_the_gpus_memory_only_for_packed_images_that_fit(packed, file
     assert streams("resident", packed, cuda)[0] == "resident"  # asked for: it may take more
     monkeypatch.setattr(loader, "can_fuse", lambda device: False)
     assert streams("auto", packed, cuda)[0] == "dali-cpu"
+
+
+def test_a_gpu_whose_kernels_do_not_run_leaves_the_views_to_the_cpu_and_says_why(packed, monkeypatch):
+    """Triton needs a C compiler, which slim containers lack."""
+
+    def fails(device):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC.")
+
+    cuda = torch.device("cuda", 0)
+    gpu_streams.unfused.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fused, "try_on", fails)
+    monkeypatch.setattr(loader, "has_dali", lambda: True)
+    assert streams("auto", packed, cuda)[0] == "dali-cpu"
+    where = np.arange(len(packed))
+    opened = open_loader(packed, where, (evaluation(16),), batch=2, seed=0, device=cuda)
+    assert opened.note == (
+        "the GPU does not make the views: Triton fails (RuntimeError: Failed to find C compiler. "
+        "Please specify via CC.); it takes a C compiler and Python's headers."
+    )
+    gpu_streams.unfused.cache_clear()
+    assert open_loader(packed, where, (evaluation(16),), batch=2, seed=0, device=CPU).note == ""
 
 
 def test_images_in_the_gpus_memory_without_a_gpu_or_as_files_are_refused(packed, files):

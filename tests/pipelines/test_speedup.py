@@ -149,7 +149,7 @@ def test_a_way_whose_gradient_is_another_is_out_however_fast(state, slope, monke
     log = []
     speedup.choose_way(state, Once(), STAGE, CPU, log.append)
     assert state.way == "eager"
-    assert "compiled they failed (its" in log[0]["message"]
+    assert "compiled they failed (its gradient is" in log[0]["message"]
 
 
 def test_a_gradient_that_is_rounded_otherwise_is_the_same(state, monkeypatch):
@@ -180,11 +180,11 @@ def test_measuring_changes_neither_weights_buffers_nor_random_numbers(state, mon
     ],
 )
 def test_a_resumed_run_goes_on_as_it_began(state, facts, way, monkeypatch):
-    pretend(monkeypatch, graphs_too=True)
+    pretend(monkeypatch, graphs_too=True, eager=1.0, **({} if way == "eager" else {way: 2.0}))
     loader = Once()
     state.facts["compile"] = facts
     speedup.choose_way(state, loader, STAGE, CPU, pytest.fail)
-    assert not loader.started
+    assert bool(loader.started) == (way != "eager")  # that it works here is tried
     assert state.way == way
     assert (state.objective._compiled_call_impl is not None) == (way != "eager")
 
@@ -195,15 +195,32 @@ def test_a_run_of_graphs_that_is_resumed_where_there_are_none_says_so(state, mon
     speedup.choose_way(state, Once(), STAGE, CPU, log.append)
     assert state.way == "eager"
     assert log[0]["kind"] == "warning"
-    assert "CUDA graphs, which take an NVIDIA GPU" in log[0]["message"]
+    assert "steps as CUDA graphs, which fails here (they take an NVIDIA GPU" in log[0]["message"]
 
 
-def test_what_cannot_be_compiled_trains_without(state, monkeypatch):
+@pytest.mark.parametrize("wanted", ["auto", "on"])
+def test_what_cannot_be_compiled_trains_without(state, wanted, monkeypatch):
     pretend(monkeypatch, eager=10.0, compiled=RuntimeError("no compiler\nfound"))
     log = []
-    speedup.choose_way(state, Once(), STAGE, CPU, log.append)
+    speedup.choose_way(state, Once(), replace(STAGE, compile=wanted), CPU, log.append)
     assert state.objective._compiled_call_impl is None
     assert "compiled they failed (RuntimeError: no compiler found)" in log[0]["message"]
+
+
+def test_on_compiles_though_that_is_slower(state, monkeypatch):
+    pretend(monkeypatch, eager=1.0, compiled=2.0)
+    speedup.choose_way(state, Once(), replace(STAGE, compile="on"), CPU, lambda entry: None)
+    assert state.way == state.facts["compile"]["way"] == "compiled"
+
+
+def test_a_resumed_run_whose_compiler_is_gone_says_so_and_goes_on(state, monkeypatch):
+    pretend(monkeypatch, eager=10.0, compiled=RuntimeError("no compiler"))
+    state.facts["compile"], log = {"way": "compiled"}, []
+    speedup.choose_way(state, Once(), STAGE, CPU, log.append)
+    assert state.way == "eager"
+    assert state.facts["compile"] == {"way": "compiled"}  # where there is one it is compiled again
+    assert [entry["kind"] for entry in log] == ["warning"]
+    assert "compiled, which fails here (RuntimeError: no compiler); it goes on without." in log[0]["message"]
 
 
 def test_a_batch_that_does_not_fit_is_measured_in_parts(state, monkeypatch):
@@ -218,17 +235,18 @@ def test_a_batch_that_does_not_fit_is_measured_in_parts(state, monkeypatch):
     monkeypatch.setattr(type(state.objective), "forward", forward)
     monkeypatch.setattr(speedup, "CALLS", 1)
     compiles_at_once(monkeypatch)
-    speedup.choose_way(state, Once(), STAGE, CPU, lambda entry: None)
+    log = []
+    speedup.choose_way(state, Once(), STAGE, CPU, log.append)
     assert state.parts == 2
+    assert "each batch is taken in 2 parts from here on" in log[0]["message"]
     assert sizes[0] == 4
     assert set(sizes[1:]) == {2}
 
 
-def test_off_and_on_measure_nothing(state):
-    for choice in ("off", "on"):
-        loader = Once()
-        speedup.choose_way(state, loader, replace(STAGE, compile=choice), CPU, pytest.fail)
-        assert not loader.started
+def test_off_measures_nothing(state):
+    loader = Once()
+    speedup.choose_way(state, loader, replace(STAGE, compile="off"), CPU, pytest.fail)
+    assert not loader.started
     with pytest.raises(ConfigError, match=r"train\.compile is 'yes'; choose one of off, on, graphs, auto"):
         replace(STAGE, compile="yes")
 

@@ -95,6 +95,7 @@ def test_a_step_does_not_hang_on_the_size_of_the_batch():
     whole(logits, label, index)
     for part in (slice(0, 4), slice(4, 12)):
         parts(logits[part], label[part], index[part])
+        parts.after_forward()
     before = whole.u.clone()
     whole.after_step(TAKEN), parts.after_step(TAKEN)
     assert not torch.equal(whole.u, before)

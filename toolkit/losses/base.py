@@ -20,7 +20,8 @@ class Loss(nn.Module):
     def __init__(self, config: Any, given: Given) -> None:
         super().__init__()
         self.config = config
-        self.waiting: list[tuple[str, Tensor, Tensor]] = []
+        self.left: tuple[Tensor, dict[str, Tensor]] | None = None
+        self.waiting: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def forward(self, logits: Tensor, label: Tensor, index: Tensor) -> Tensor:
         """Mean loss, a scalar in float32 whatever autocast says: powers of probabilities underflow in fp16.
@@ -37,20 +38,28 @@ class Loss(nn.Module):
         """The loss in the precision of `logits`."""
         raise NotImplementedError
 
-    def remember(self, memory: str, index: Tensor, value: Tensor) -> None:
-        """The (B, ...) values of these samples belong into the (N, ...) buffer of this name, after the step.
+    def remember(self, index: Tensor, **memories: Tensor) -> None:
+        """The (B, ...) values of these samples belong into the (N, ...) buffers so named, after the step.
 
         Not at once: the backward pass of a compiled step may read the buffer again for what it needs of the
         old values (PyTorch 2.11 to 2.15 do where that takes less memory than keeping them, as for no more
         samples than a batch has), and a step that is not taken must leave no trace.
         """
-        self.waiting.append((memory, gather(index), gather(value.detach())))
+        self.left = gather(index), {name: gather(value.detach()) for name, value in memories.items()}
+
+    def after_forward(self) -> None:
+        """See `Objective.after_forward`."""
+        if self.left is not None:
+            self.waiting.append(self.left)
+        self.left = None
 
     def after_step(self, ok: Tensor) -> None:
         """Write what waits: of all processes, so that each remembers a sample whichever sees it next."""
-        for name, index, value in self.waiting:
-            memory = getattr(self, name)
-            memory[index] = torch.where(ok, value.to(memory), memory[index])
+        self.after_forward()
+        for index, values in self.waiting:
+            for name, value in values.items():
+                memory = getattr(self, name)
+                memory[index] = torch.where(ok, value.to(memory), memory[index])
         self.waiting = []
 
     def before_epoch(self, predict: Predict) -> None:

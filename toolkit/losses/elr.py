@@ -55,7 +55,7 @@ class EarlyLearning(Loss):
             p = logits.detach().softmax(1).clamp(FLOOR, 1 - FLOOR)
             now = p / p.sum(1, keepdim=True)
             target = self.config.memory * target + (1 - self.config.memory) * now
-            self.remember("targets", index, target)
+            self.remember(index, targets=target)
         return target
 
     def held(self, logits: Tensor, target: Tensor) -> Tensor:

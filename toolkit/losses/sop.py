@@ -72,6 +72,5 @@ class SparseOverParameterisation(Loss):
                 pull = pull + 2 * (off * y).sum(1, keepdim=True)
                 u = u - self.config.lr_u * self.longer * 2 * u * torch.where(u**2 <= 1, pull, 0)
                 v = v + self.config.lr_v * self.longer * 4 * v * torch.where(v**2 <= 1, off * (1 - y), 0)
-                self.remember("u", index, u)
-                self.remember("v", index, v)
+                self.remember(index, u=u, v=v)
         return (entropy + off.square().sum(1)).mean()

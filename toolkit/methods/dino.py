@@ -75,8 +75,9 @@ class DINO(SSLMethod):
         self.teacher = nn.Sequential(twin(backbone), twin(self.head))
         self.register_buffer("centre", torch.zeros(config.prototypes))
         self.register_buffer("progress", torch.zeros(()))
+        self.left: Tensor | None = None
         self.seen: list[Tensor] = []
-        """Mean teacher outputs of the batches since the last step that was taken."""
+        """Mean teacher outputs since the last step, of one forward pass each."""
 
     def forward(self, batch: Batch) -> Terms:
         self.head.frozen = self.progress < self.config.freeze
@@ -86,10 +87,16 @@ class DINO(SSLMethod):
         temperatures = self.config.student_temperature, self.config.teacher_temperature
         with torch.autocast(students[0].device.type, enabled=False):
             means = [sum_over_processes(t.float().mean(0)) / world() for t in teachers]
-        self.seen.append(torch.stack(means).mean(0))
+        self.left = torch.stack(means).mean(0)
         return {"loss": cross_entropy(students, teachers, self.centre, *temperatures)}
 
+    def after_forward(self) -> None:
+        if self.left is not None:
+            self.seen.append(self.left)
+        self.left = None
+
     def after_step(self, progress: float, ok: Tensor) -> None:
+        self.after_forward()
         momentum = rising(self.config.momentum, progress)
         follow(self.teacher, nn.Sequential(self.backbone, self.head), momentum, ok)
         seen = torch.stack(self.seen).mean(0) if self.seen else self.centre

@@ -67,8 +67,9 @@ class MoCoV2(SSLMethod):
         self.key = nn.Sequential(twin(backbone), twin(self.projector))
         self.register_buffer("queue", F.normalize(torch.randn(config.queue, config.width), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.left: Tensor | None = None
         self.waiting: list[Tensor] = []
-        """Keys of the steps since the last one that was taken; they join the queue after it."""
+        """Keys since the last step, of one forward pass each; they join the queue after it."""
 
     def must_accept(self, batch: int) -> None:
         super().must_accept(batch)
@@ -91,10 +92,16 @@ class MoCoV2(SSLMethod):
         first, second = (
             contrast(q, k, self.queue, self.temperature) for q, k in zip(queries, keys[::-1], strict=True)
         )
-        self.waiting.append(torch.cat([gather(k) for k in keys]))
+        self.left = torch.cat([gather(k) for k in keys])
         return {"loss": (first[0] + second[0]) / 2, "agreement": (first[1] + second[1]) / 2}
 
+    def after_forward(self) -> None:
+        if self.left is not None:
+            self.waiting.append(self.left)
+        self.left = None
+
     def after_step(self, progress: float, ok: Tensor) -> None:
+        self.after_forward()
         follow(self.key, nn.Sequential(self.backbone, self.projector), self.momentum, ok)
         keys, self.waiting = torch.cat([self.queue[:0], *self.waiting]), []  # copies: see `State.begin`
         where = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)

@@ -69,6 +69,9 @@ class EarlyLearningPlus(Objective):
         share, partner = partners(uniform(key, STREAM, 2), self.quantiles)
         return torch.maximum(share, 1 - share), partner
 
+    def after_forward(self) -> None:
+        self.loss.after_forward()
+
     def after_step(self, progress: float, ok: Tensor) -> None:
         self.loss.after_step(ok)
         if self.slow is not None:

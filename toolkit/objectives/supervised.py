@@ -32,6 +32,9 @@ class Supervised(Objective):
     def before_epoch(self, predict: Predict) -> None:
         self.loss.before_epoch(predict)
 
+    def after_forward(self) -> None:
+        self.loss.after_forward()
+
     def after_step(self, progress: float, ok: Tensor) -> None:
         self.loss.after_step(ok)
 
