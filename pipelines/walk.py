@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from noisyssl.errors import DataError
-from noisyssl.formats import is_image_name
+from noisyssl.formats import SUFFIXES, is_image_name
 
 MASKS = re.compile(r"(^|[ _-])masks?$", re.IGNORECASE)
 """Folders of segmentations that lie beside a folder `images`."""
@@ -25,6 +25,8 @@ def images_below(
     beside_images = any(entry.name.lower() == "images" for entry in entries)
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if hidden := _images_in(entry):
+                ignored[f"in hidden folder {prefix}{entry.name}"] += hidden
             continue
         if beside_images and MASKS.search(entry.name) and entry.is_dir():  # COVID-QU-Ex: they have no label
             ignored["masks"] += sum(1 for _ in images_below(entry.path, "", Counter(), (*above, here)))
@@ -36,3 +38,14 @@ def images_below(
             yield from images_below(entry.path, f"{prefix}{entry.name}/", ignored, (*above, here))
         else:
             ignored[suffix or "without suffix"] += 1
+
+
+def _images_in(hidden: "os.DirEntry[str]") -> int:
+    """How many files in a hidden folder end as images do; what cannot be read there is no matter."""
+    if not hidden.name.startswith(".") or not os.path.isdir(hidden.path):
+        return 0
+    return sum(
+        not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        for _, _, names in os.walk(hidden.path)
+        for name in names
+    )

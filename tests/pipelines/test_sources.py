@@ -65,6 +65,14 @@ def test_a_flat_folder_is_unlabelled(tmp_path):
     assert (found.paths, found.labels, found.groups) == (["1.jpeg", "2.png"], None, None)
 
 
+def test_hidden_folders_with_images_are_told(tmp_path):
+    touch(tmp_path, "a/1.png", "b/2.png", ".c/3.png", ".c/deep/4.JPG", ".c/._5.png", "a/.d/6.png", ".git/x")
+    (tmp_path / ".loop").symlink_to(".loop")
+    found = read_source(tmp_path)
+    assert found.paths == ["a/1.png", "b/2.png"]
+    assert found.notes == ("3 other files were ignored (2 in hidden folder .c, 1 in hidden folder a/.d).",)
+
+
 def test_a_folder_named_like_an_image_is_listed_for_the_scan(tmp_path):
     touch(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "3.png").mkdir()
