@@ -14,6 +14,9 @@ from noisyssl.pipelines.splits import identical
 
 SHOWN = 20
 """Bad files named in an error."""
+NO_TRAINING = (
+    "no training images: every image is in val or test. Move some to train, or leave the splits out."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +180,7 @@ def class_faults(samples: Samples) -> list[str]:
             "CSV that holds the labels; `noisyssl pretrain` needs no labels."
         ]
     if not found["train"]:
-        return ["no training images: every image is in val or test."]
+        return [NO_TRAINING]
     training = [samples.classes[label] for label in sorted(found["train"])]
     faults = []
     for split in ("val", "test"):

@@ -12,11 +12,12 @@ import torch
 from noisyssl.backbones import build_backbone
 from noisyssl.config import Config
 from noisyssl.distributed import rank, world
-from noisyssl.errors import ConfigError
+from noisyssl.errors import ConfigError, DataError
 from noisyssl.machine import versions
 from noisyssl.methods import METHODS
 from noisyssl.methods.base import SSLMethod
 from noisyssl.pipelines.batch_size import is_open
+from noisyssl.pipelines.findings import NO_TRAINING
 from noisyssl.pipelines.fit import fit, prepare
 from noisyssl.pipelines.loader import open_loader
 from noisyssl.pipelines.modality import concerns, stage_views
@@ -157,8 +158,10 @@ def must_make_sense(config: Config) -> None:
 
 
 def must_be_possible(config: Config, samples: Samples) -> None:
-    """Raises ConfigError for what these samples make impossible."""
+    """Raises DataError without training images, ConfigError for what these samples make impossible."""
     stage, images = config.pretrain, len(samples.where("train"))
+    if not images:
+        raise DataError(f"{config.data.path}: {NO_TRAINING}")
     if stage.batch > images and not is_open(config, stage):
         raise ConfigError(
             f"pretrain.batch is {stage.batch}, but there are only {images} training images; "

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,6 +135,13 @@ def test_on_a_cpu_auto_is_the_number_that_was_set(samples, monkeypatch):
     assert facts["message"] == "batch auto is 48, as set or by default: a CPU gains nothing by another."
     with pytest.raises(ConfigError, match=r"pretrain\.batch is 256, but there are only"):
         settle(config_of("device=cpu", "pretrain.batch=auto"), "pretrain", samples, pretrain)
+
+
+@pytest.mark.parametrize("batch", ["256", "auto"])
+def test_without_training_images_no_batch_is_asked_for(samples, batch):
+    none = replace(samples, splits=np.full(len(samples), "test", dtype="<U5"))
+    with pytest.raises(DataError, match="no training images: every image is in val or test"):
+        pretrain.must_be_possible(config_of(f"pretrain.batch={batch}"), none)
 
 
 def test_a_number_that_will_be_replaced_is_not_held_against_the_data(samples, speeds):
