@@ -194,6 +194,26 @@ def class_faults(samples: Samples) -> list[str]:
     return faults
 
 
+def lost_classes(paths: Sequence[str], reasons: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """A sentence for each class all files of which are bad; a good file's reason is "".
+
+    Whoever leaves them out would have fewer classes than the data.
+    """
+    if labels is None or not any(reasons):
+        return []
+    bad: dict[str, list[int]] = {}
+    for row, reason in enumerate(reasons):
+        if reason:
+            bad.setdefault(labels[row], []).append(row)
+    good = {label for label, reason in zip(labels, reasons, strict=True) if not reason}
+    return [
+        f"class {name!r} has no good image: its files, {len(rows):,} in all, are bad, the first: "
+        f"{paths[rows[0]]} ({reasons[rows[0]]}). Restore them, or take the class out of the data."
+        for name, rows in sorted(bad.items())
+        if name not in good
+    ]
+
+
 def look_alikes(classes: Sequence[str]) -> list[str]:
     """A note for each set of class names that differ only in case, spaces or Unicode form."""
     alike: dict[str, list[str]] = {}

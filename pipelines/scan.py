@@ -1,6 +1,7 @@
 """Opening data: good images with labels and splits; bad files and leaks are found before anything trains."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ from noisyssl.disk import write_whole
 from noisyssl.errors import DataError, MachineError
 from noisyssl.pipelines import patients
 from noisyssl.pipelines.decoding import Progress, Scan, cache_folder, scan_array, scan_files
-from noisyssl.pipelines.findings import Report, class_faults, identical_images, look_alikes, report_on
+from noisyssl.pipelines.findings import (
+    Report,
+    class_faults,
+    identical_images,
+    look_alikes,
+    lost_classes,
+    report_on,
+)
 from noisyssl.pipelines.samples import Samples
 from noisyssl.pipelines.sources import Listing, class_names, read_source
 from noisyssl.pipelines.splits import make_splits
@@ -51,7 +59,11 @@ def open_samples(
         Path(path), seed, labelled, evaluation, threads, progress, every_block=False, classify=classify
     )
     report.raise_for(quarantine=quarantine, allow_leaks=allow_leaks or evaluation)
-    return samples
+    if not report.bad:
+        return samples
+    path, reason = report.bad[0]
+    count = f"{len(report.bad):,} of {len(report.bad) + len(samples):,} files are left out"
+    return replace(samples, notes=(*samples.notes, f"{count}, the first: {path} ({reason})."))
 
 
 def check(
@@ -119,10 +131,12 @@ def _survey(
     samples, pixels = _samples(listing, scan, seed, evaluation, notes, faults)
     if labelled is False:
         samples = samples.unlabelled()
+    gone = [] if labelled is False else lost_classes(scan.paths, scan.reasons, listing.labels)
     if labelled is False or not classify:
         faults.clear()  # too few groups for a split: nothing is held out
     elif not evaluation:
-        faults = class_faults(samples) + faults
+        faults, gone = gone + class_faults(samples) + faults, []
+    samples = replace(samples, notes=(*samples.notes, *gone))
     return samples, report_on(source, samples, pixels, faults)
 
 

@@ -79,14 +79,23 @@ def test_bad_files_stop_or_get_no_row(folders):
     assert len(samples) == 39
     assert "a/06.png" not in samples.paths
     assert [path for path, _ in samples.quarantined] == ["a/06.png", "b/link.png"]
+    assert "2 of 41 files are left out, the first: a/06.png (is empty)." in samples.notes
     contents = [(folders / path).read_bytes() for path in samples.paths]
     assert samples.digests == [hashlib.sha256(data).hexdigest() for data in contents]
 
 
-def test_a_class_whose_files_are_all_bad_is_no_class(folders):
+def test_a_class_whose_files_are_all_bad_is_no_silent_loss(folders):
     (folders / "c").mkdir()
-    (folders / "c" / "1.png").write_bytes(b"")
-    assert open_samples(folders, quarantine=True).classes == ("a", "b")
+    for name in ("1.png", "2.png"):
+        (folders / "c" / name).write_bytes(b"")
+    what = r"class 'c' has no good image: its files, 2 in all, are bad, the first: c/1\.png \(is empty\)"
+    with pytest.raises(DataError, match=rf"{what}.*take the class out of the data"):
+        open_samples(folders, quarantine=True)
+    for lenient in ({"classify": False}, {"evaluation": True}):
+        samples = open_samples(folders, quarantine=True, **lenient)
+        assert samples.classes == ("a", "b")
+        assert any("class 'c' has no good image" in note for note in samples.notes)
+    assert not any("class 'c'" in n for n in open_samples(folders, quarantine=True, labelled=False).notes)
 
 
 def test_all_images_broken(tmp_path):
