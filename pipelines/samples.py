@@ -9,6 +9,12 @@ import numpy as np
 from noisyssl.images import BadImage, decode
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val")
+    | dict.fromkeys(("test", "testing"), "test")
+)
+"""What folders, cells of a CSV and arrays of an `.npz` call the splits, in lower case; any case is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)

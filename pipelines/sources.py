@@ -1,7 +1,7 @@
 """What a data source says: which images, and for each its label, split and group. No image is opened here."""
 
 import posixpath
-import zipfile
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,12 @@ import numpy as np
 
 from noisyssl.errors import ConfigError, DataError, near_miss
 from noisyssl.formats import SUFFIXES
+from noisyssl.pipelines.samples import SPLIT_NAMES
 from noisyssl.pipelines.tables import header_of, line_of, read_table, some
 from noisyssl.pipelines.walk import images_below
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folder and column names of splits, in any case."""
 KNOWN = ("path", "label", "split", "group", "true_label")
+NUMBER = re.compile(r"\d")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,8 @@ def read_source(path: Path | str, *, every_block: bool = False) -> Listing:
     if path.suffix.lower() == ".csv":
         return read_csv(path)
     if path.suffix.lower() == ".npz":
+        from noisyssl.pipelines.npz import read_npz
+
         return read_npz(path)
     raise ConfigError(f"{path} is a {path.suffix or 'plain'} file; name a folder, a .csv or an .npz.")
 
@@ -190,66 +192,6 @@ def _merged(table: Path, columns: dict[str, list[str]]) -> tuple[dict[str, list[
 
 def _at(table: Path, row: int, what: str) -> DataError:
     return DataError(f"{table}:{line_of(table, row)}: {what}")
-
-
-def read_npz(path: Path) -> Listing:
-    """A MedMNIST file: {train, val, test}_images (N, H, W[, 3]) uint8 and _labels (N, 1) integers.
-
-    The arrays are compressed in the file, so all of it is read into memory; `pack` large sets.
-    """
-    images, labels, splits = [], [], []
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for split in ("train", "val", "test"):
-                if f"{split}_images" in file:
-                    images.append(_npz_images(path, f"{split}_images", file[f"{split}_images"]))
-                    splits += [split] * len(images[-1])
-                    if f"{split}_labels" in file:
-                        name = f"{split}_labels"
-                        labels += _npz_labels(path, name, file[name], len(images[-1]))
-            keys = ", ".join(file.files)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is not a readable .npz file ({error}); download or write it again."
-        ) from None
-    if not splits:
-        raise DataError(f"{path} holds {keys or 'nothing'}; it must hold train_images and train_labels.")
-    if labels and len(labels) != len(splits):
-        raise DataError(
-            f"{path} has labels for {len(labels):,} of {len(splits):,} images; label all splits or none."
-        )
-    if len({part.shape[1:] for part in images}) > 1:
-        shapes = ", ".join(str(part.shape) for part in images)
-        raise DataError(f"{path} holds images of different shapes ({shapes}); all must be equal.")
-    array = np.concatenate(images) if len(images) > 1 else images[0]
-    if array.ndim == 3:
-        array = np.broadcast_to(array[..., None], (*array.shape, 3))
-    numbers = [i for part in images for i in range(len(part))]
-    return Listing(
-        source=path,
-        root=path.parent,
-        paths=[f"{split}/{i:06d}" for split, i in zip(splits, numbers, strict=True)],
-        labels=labels or None,
-        splits=splits,
-        array=array,
-    )
-
-
-def _npz_images(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    good = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3))
-    if not good or 0 in array.shape[1:]:
-        raise DataError(
-            f"{path}: {name} is {array.dtype} {array.shape}; it must be uint8 (N, H, W) or (N, H, W, 3)."
-        )
-    return array
-
-
-def _npz_labels(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
-    flat = array.reshape(-1)
-    whole = np.issubdtype(array.dtype, np.integer) and array.ndim <= 2
-    if not whole or not len(flat) == len(array) == count:
-        raise DataError(f"{path}: {name} is {array.dtype} {array.shape}; it must be integers ({count}, 1).")
-    return [str(number) for number in flat.tolist()]
 
 
 def read_packed(folder: Path, every_block: bool = False) -> Listing:

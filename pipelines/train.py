@@ -260,7 +260,7 @@ def must_be_possible(config: Config, samples: Samples) -> None:
     """Raises DataError for samples without labels, classes or splits; ConfigError for noise that fits not."""
     source = config.data.path
     if not samples.classes or (samples.labels[samples.where("train")] < 0).all():
-        unread = "".join(f" {note}" for note in samples.notes if note.startswith("Columns not read"))
+        unread = "".join(f" {note}" for note in samples.notes if " not read: " in note)
         raise DataError(
             f"{source} has no labels; `noisyssl train` needs class folders or a label column.{unread}"
         )

@@ -192,6 +192,25 @@ def test_medmnist(tmp_path, shape):
     assert found.labels[6] == str(arrays["val_labels"][1, 0])
 
 
+def test_npz_with_other_words_for_splits_and_keys_that_are_not_read(tmp_path):
+    path, arrays = medmnist(tmp_path / "set.npz")
+    same = read_source(path)
+    named = {
+        f"{new}_{what}": arrays[f"{old}_{what}"]
+        for old, new in (("test", "testing"), ("val", "Valid"), ("train", "train"))
+        for what in ("images", "labels")
+    }
+    np.savez(path, **named, meta=np.zeros(3), extra_images=arrays["val_images"])
+    found = read_source(path)
+    assert (found.paths, found.labels, found.splits) == (same.paths, same.labels, same.splits)
+    np.testing.assert_array_equal(found.array, same.array)
+    assert same.notes == ()
+    assert found.notes[0].startswith("Keys not read: meta, extra_images (known are train_images")
+    np.savez(path, **named, dev_images=arrays["val_images"])
+    with pytest.raises(DataError, match="holds Valid_images and dev_images, which are one split; keep one"):
+        read_source(path)
+
+
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [
@@ -264,3 +283,6 @@ def test_a_label_column_with_a_typo_is_named(tmp_path):
     config: Config = load(flags={"data.path": str(table)})
     with pytest.raises(DataError, match=r"has no labels.*Columns not read: lable.*Did you mean 'lable'"):
         must_be_possible(config, open_samples(table))
+    np.savez(tmp_path / "t.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_label=np.arange(4))
+    with pytest.raises(DataError, match=r"has no labels.*Keys not read: train_label \(known are"):
+        must_be_possible(config, open_samples(tmp_path / "t.npz"))
