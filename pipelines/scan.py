@@ -125,6 +125,8 @@ def _survey(
     listing = read_source(source, every_block=every_block)
     if labelled and listing.labels is None:
         raise DataError(f"{source} has no labels; use class folders or a CSV with a label column.")
+    if listing.doubt and labelled is not False and not evaluation:  # evaluation knows the classes there are
+        raise DataError(listing.doubt)
     notes = list(listing.notes)
     scan = scan_of(listing, threads=threads, progress=progress, notes=notes)
     faults: list[str] = []

@@ -43,6 +43,8 @@ class Listing:
     """Hex SHA-256 of each image's pixels, where the source has them."""
     notes: tuple[str, ...] = ()
     """What was decided without being asked, one sentence each."""
+    doubt: str = ""
+    """Why the labels can hardly be meant, and what to do; whoever uses labels refuses it."""
 
 
 def read_source(path: Path | str, *, every_block: bool = False) -> Listing:
@@ -73,7 +75,8 @@ def read_source(path: Path | str, *, every_block: bool = False) -> Listing:
 def read_folder(folder: Path) -> Listing:
     """Class folders, with or without a level of splits above them, or one flat folder without labels.
 
-    The class is the first folder level, searched recursively. A folder below that is a group.
+    The class is the first folder level, searched recursively. A folder below that is a group. Where all
+    classes have the same such folders, the classes may be folds and those the classes: that is in doubt.
     """
     ignored: Counter[str] = Counter()
     files = sorted(images_below(str(folder), "", ignored))
@@ -111,7 +114,28 @@ def read_folder(folder: Path) -> Listing:
     if len(set(groups)) > 1:
         note = f"Sub-folders of the classes were taken as {len(set(groups) - {''}):,} groups."
         listing = replace(listing, groups=groups, notes=(*listing.notes, note))
-    return replace(listing, labels=[names[0] for names in parts])
+    return replace(listing, labels=[names[0] for names in parts], doubt=_doubt(folder, parts))
+
+
+def _doubt(folder: Path, parts: list[list[str]]) -> str:
+    """Why the first of `parts` look like folds and the second like classes, or nothing.
+
+    Patients that all have images of every class are met too: there are more of them than classes, and
+    their names hold a number.
+    """
+    below: dict[str, set[str]] = {}
+    for names in parts:
+        below.setdefault(names[0], set()).add(names[1] if len(names) > 2 else "")
+    tops, inner = sorted(below), sorted(below[parts[0][0]])
+    if len(tops) < 2 or len(inner) < 2 or "" in inner or any(found != set(inner) for found in below.values()):
+        return ""
+    if len(inner) > len(tops) and all(map(NUMBER.search, inner)) and not all(map(NUMBER.search, tops)):
+        return ""
+    return (
+        f"{folder}: the folders {some(tops)} look like splits or folds, since all of them hold the same "
+        f"folders {some(inner)}, which look like classes; name them train, val and test, or write a CSV with "
+        "path, label and group."
+    )
 
 
 def read_csv(path: Path) -> Listing:
@@ -130,6 +154,7 @@ def read_csv(path: Path) -> Listing:
             raise _at(path, columns[name].index(""), what)
     if "split" in columns:
         columns["split"] = _splits(path, columns["split"])
+    doubt = _no_class(path, columns.get("label"), columns.get("true_label"))
     columns, merged = _merged(path, columns)
     notes = [f"{merged:,} repeated rows of {path.name} were merged."] if merged else []
     if ignored := sorted(set(header_of(path)) - set(KNOWN)):
@@ -145,6 +170,7 @@ def read_csv(path: Path) -> Listing:
         groups=groups if groups and any(groups) else None,
         true_labels=true if true and any(true) else None,
         notes=tuple(notes),
+        doubt=doubt,
     )
 
 
@@ -162,6 +188,17 @@ def inside(table: Path, paths: list[str]) -> list[str]:
                 raise _at(table, row, f"{what}; move the table above its images.")
             paths[row] = clean
     return paths
+
+
+def _no_class(table: Path, labels: list[str] | None, true: list[str] | None) -> str:
+    """Which true label is none of the labels, and what to do; or nothing."""
+    unknown = set(true or ()) - {*(labels or ()), ""}
+    if not labels or not true or not unknown:
+        return ""
+    row, classes = next(row for row, name in enumerate(true) if name in unknown), class_names(labels)
+    what = f"true_label {true[row]!r} is no class of column label; those are {', '.join(classes)}."
+    hint = "Correct it, or leave the cell empty where the truth is not known."
+    return str(_at(table, row, f"{what}{near_miss(true[row], classes)} {hint}"))
 
 
 def _splits(table: Path, names: list[str]) -> list[str]:

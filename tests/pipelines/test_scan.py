@@ -326,14 +326,29 @@ def test_a_set_that_is_only_measured_on(tmp_path):
     assert (samples.classes, set(samples.splits)) == (("a",), {"test"})
 
 
-def test_true_labels_may_name_a_class_of_their_own(tmp_path):
+def test_only_evaluation_takes_true_labels_that_no_given_label_has(tmp_path):
     for i in range(9):
         draw(tmp_path / f"{i}.png", i)
     rows = [f"{i}.png,{'xy'[i % 2]},{'zx'[i % 2] if i else ''}" for i in range(9)]
     (tmp_path / "t.csv").write_text("path,label,true_label\n" + "\n".join(rows))
-    samples = open_samples(tmp_path / "t.csv")
+    for classify in (True, False):
+        with pytest.raises(DataError, match=r"t\.csv:4: true_label 'z' is no class of column label"):
+            open_samples(tmp_path / "t.csv", classify=classify)
+    assert open_samples(tmp_path / "t.csv", labelled=False).classes == ()
+    samples = open_samples(tmp_path / "t.csv", evaluation=True)
     assert samples.classes == ("x", "y", "z")
     assert samples.true_labels.tolist() == [-1, 0, 2, 0, 2, 0, 2, 0, 2]
+
+
+def test_folds_are_refused_where_labels_matter(tmp_path):
+    for i in range(12):
+        draw(tmp_path / "data" / f"fold{i % 3}" / "ab"[i % 2] / f"{i}.png", i)
+    for classify in (True, False):
+        with pytest.raises(
+            DataError, match=r"data: the folders fold0, fold1, fold2 look like splits or folds"
+        ):
+            open_samples(tmp_path / "data", classify=classify)
+    assert len(open_samples(tmp_path / "data", labelled=False)) == 12
 
 
 def test_npz_is_opened_like_files(tmp_path):

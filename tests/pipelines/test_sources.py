@@ -55,6 +55,43 @@ def test_split_folders_in_any_case(tmp_path):
     assert found.paths == ["Test/b/3.png", "Train/a/1.png", "VALID/a/2.png"]
 
 
+@pytest.mark.parametrize("names", [("Training", "Testing", "dev"), ("TRAIN", "test", "Development")])
+def test_other_words_for_splits(tmp_path, names):
+    for name in names:
+        touch(tmp_path, f"{name}/a/{name}.png", f"{name}/b/{name}.png")
+    found = read_source(tmp_path)
+    assert sorted(zip(found.paths, found.splits, found.labels, strict=True)) == sorted(
+        (f"{name}/{kind}/{name}.png", split, kind)
+        for name, split in zip(names, ("train", "test", "val"), strict=True)
+        for kind in "ab"
+    )
+    assert (found.groups, found.doubt) == (None, "")
+    rows = "".join(f"{i}.png,{name}\n" for i, name in enumerate(names))
+    assert read_source(table(tmp_path, "path,split\n" + rows)).splits == ["train", "test", "val"]
+
+
+@pytest.mark.parametrize(
+    ("tops", "inner", "doubted"),
+    [
+        (("fold0", "fold1", "fold2"), ("Hand", "CXR"), True),
+        (("fold0", "fold1"), ("grade0", "grade1", "grade2"), True),
+        (("site A", "site B"), ("Hand", "CXR", "Head"), True),
+        (("10253", "10254", "10255"), ("0", "1"), True),  # IDC: patients above classes
+        (("normal", "tumour"), ("p1", "p2", "p3"), False),  # each patient has images of both
+        (("normal", "tumour"), ("images",), False),
+        (("normal",), ("left", "right"), False),
+    ],
+)
+def test_folds_above_classes_are_doubted_and_patients_below_are_not(tmp_path, tops, inner, doubted):
+    names = [f"{top}/{name}/{top}{name}.png" for top in tops for name in inner]
+    doubt = read_source(touch(tmp_path / "data", *names)).doubt
+    assert (
+        "look like splits or folds" in doubt and "write a CSV with path, label and group" in doubt
+    ) == doubted
+    assert bool(doubt) == doubted
+    assert not read_source(touch(tmp_path / "data", f"{tops[0]}/only here/1.png")).doubt
+
+
 def test_split_folders_without_classes_are_unlabelled(tmp_path):
     found = read_source(touch(tmp_path, "train/1.png", "test/2.png"))
     assert (found.splits, found.labels) == (["test", "train"], None)
@@ -123,6 +160,15 @@ def test_csv_without_labels(tmp_path):
 def test_paths_with_commas_and_line_breaks(tmp_path):
     found = read_source(table(tmp_path, 'path,label\n"a,1.png",x\n"b\n2.png",y\n"say ""hi"".png",x\n'))
     assert found.paths == ["a,1.png", "b\n2.png", 'say "hi".png']
+
+
+def test_a_true_label_that_is_no_class_is_doubted(tmp_path):
+    rows = "a.png,Hand,Hand\na.png,Hand,Hand\nb.png,CXR,\nc.png,CXR,CRX\n"
+    doubt = read_source(table(tmp_path, "path,label,true_label\n" + rows)).doubt
+    assert f"{tmp_path}/t.csv:5: true_label 'CRX' is no class of column label; those are CXR, Hand." in doubt
+    assert "Did you mean 'CXR'? Correct it, or leave the cell empty" in doubt
+    assert not read_source(table(tmp_path, "path,label,true_label\n" + rows.replace("CRX", "Hand"))).doubt
+    assert not read_source(table(tmp_path, "path,true_label\na.png,x\n")).doubt
 
 
 def test_equal_rows_are_merged(tmp_path):

@@ -194,7 +194,7 @@ def test_classes_and_splits_that_do_not_fit_are_named(runs, tissue, tmp_path, ca
 
     for name, change, words in (
         ("a", untaught, "class 'mucus'"),
-        ("b", truly_untaught, "class 'polyp'"),
+        ("b", truly_untaught, "true_label 'polyp' is no class"),
         ("c", no_training, "no training images"),
     ):
         code, line = fails(capsys, "probe", runs / "pre", rewrite(tissue, tmp_path / name, change))
