@@ -59,7 +59,7 @@ def rate(count: int, seconds: Sequence[float]) -> Spread:
 
 @contextmanager
 def as_in_training() -> Iterator[None]:
-    """cuDNN tries which of its kernels is fastest, as in training; what is set inside is put back."""
+    """Let cuDNN try which of its kernels is fastest, as in training; what is set inside is put back."""
     from torch.backends import cuda, cudnn
 
     before = cudnn.benchmark, cudnn.allow_tf32, cuda.matmul.allow_tf32
