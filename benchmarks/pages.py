@@ -11,6 +11,7 @@ from typing import Any
 from noisyssl.benchmarks import features, history, plots, predictions, tables
 from noisyssl.deploy import bundle as bundles
 from noisyssl.errors import DataError, NoisySSLError
+from noisyssl.pipelines.findings import without_images
 
 Page = dict[str, Any]
 MOST_CLASSES = 30
@@ -55,6 +56,7 @@ def run_page(run: Path, data: Path | None = None) -> Page:
         page["looks"] = history.looks(log)
         images = data or Path(config.get("data", {}).get("path", ""))
         features.add(page, metrics.get("probe") or {}, run, images)
+        _add_guess(page)
         return page
     _add_figures(page, metrics)
     _add_noise(page, metrics)
@@ -126,6 +128,7 @@ def _empty(name: str, kind: str) -> Page:
         "parity": {},
         "config": "",
         "metrics": {},
+        "guess": None,
     }
     return (
         page
@@ -177,6 +180,7 @@ def _add_figures(page: Page, metrics: dict[str, Any]) -> None:
         for name, figures in baselines.items()
     ]
     page["rows"] = [(name, note, figures) for name, note, figures in rows if figures]
+    _add_guess(page)
     page["baselines"] = bool(baselines)
     if best.get("figures"):
         page["best"] = best
@@ -189,6 +193,17 @@ def _add_figures(page: Page, metrics: dict[str, Any]) -> None:
         )
     if page["kind"] == "run" and metrics and not baselines:
         page["missing"]["baselines"] = "This run measured no baselines."
+
+
+def _add_guess(page: Page) -> None:
+    """What guessing gives: balanced accuracy is a mean over the classes that the measured images have."""
+    found = page["rows"][0][2].get("sensitivity") or {} if page["rows"] else {}
+    absent = [name for name, one in found.items() if (one or {}).get("value") is None]
+    measured = len(page["classes"]) - len(absent)
+    page["guess"] = 1 / measured if measured > 0 else None
+    if absent and measured > 0:
+        split = "validation" if page["stage"] == "pretrain" else "test"
+        page["missing"]["classes"] = without_images(absent, split)
 
 
 def _add_matrix(page: Page, title: str, matrix: Any, rows: str, columns: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from noisyssl.errors import DataError, near_miss
 from noisyssl.pipelines.samples import SPLITS, Samples
 from noisyssl.pipelines.splits import identical
+from noisyssl.pipelines.tables import some
 
 SHOWN = 20
 """Bad files named in an error."""
@@ -122,7 +123,7 @@ def report_on(source: Path, samples: Samples, pixels: np.ndarray, faults: Sequen
         same_pixels=identical_images(samples, pixels),
         crossing_groups=_crossing(samples),
         faults=tuple(faults),
-        notes=samples.notes,
+        notes=(*samples.notes, *unmeasured(samples)),
     )
 
 
@@ -212,6 +213,26 @@ def lost_classes(paths: Sequence[str], reasons: Sequence[str], labels: Sequence[
         for name, rows in sorted(bad.items())
         if name not in good
     ]
+
+
+def unmeasured(samples: Samples) -> list[str]:
+    """A sentence for validation and for test if there are such images, but none of some class."""
+    true = samples.labels
+    if samples.true_labels is not None:
+        true = np.where(samples.true_labels >= 0, samples.true_labels, samples.labels)
+    sentences = []
+    for split, word in (("val", "validation"), ("test", "test")):
+        found = set(true[samples.where(split)].tolist()) - {-1}
+        if found and (names := [name for i, name in enumerate(samples.classes) if i not in found]):
+            sentences.append(without_images(names, word))
+    return sentences
+
+
+def without_images(names: Sequence[str], split: str) -> str:
+    """That the classes called `names` have no images in a split, and what follows."""
+    subject, verb, it = ("classes", "have", "them") if len(names) > 1 else ("class", "has", "it")
+    there = "" if split == "test" else " there"
+    return f"{subject} {some(names)} {verb} no {split} images; nothing measures {it}{there}."
 
 
 def look_alikes(classes: Sequence[str]) -> list[str]:

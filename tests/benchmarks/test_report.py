@@ -359,6 +359,18 @@ def test_only_an_earlier_report_in_or_beside_the_run_is_replaced(run, tmp_path):
         assert taken.read_bytes() == before
 
 
+def test_guessing_is_among_the_classes_that_the_test_set_has(run):
+    assert "Guessing gives 0.333." in page_of(run)
+    labels = np.arange(60) % 2
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["best"]["figures"] = figures_of(scores(labels, 3, 2.0, seed=1), labels, CLASSES)
+    change(run, best=metrics["best"])
+    page = page_of(run)
+    assert "Guessing gives 0.500." in page
+    assert '<u style="left:50.00%">' in page
+    assert "class stroma has no test images; nothing measures it." in page
+
+
 def test_neither_run_nor_bundle_is_a_configuration_error(tmp_path):
     with pytest.raises(ConfigError, match=r"neither config\.toml nor manifest\.json"):
         write_report(tmp_path)

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from noisyssl.pipelines.findings import Identical, identical_images, report_on
+from noisyssl.pipelines.findings import Identical, identical_images, report_on, unmeasured
 from noisyssl.pipelines.samples import SPLITS, Samples
 
 
@@ -59,3 +60,22 @@ def test_groups_that_are_the_paths_cross_nothing_and_others_are_found():
     samples.groups[:2] = ["p", "p"]
     samples.splits[:2] = ["train", "test"]
     assert report_on(Path("x"), samples, digests, []).crossing_groups == (("p", ("train", "test")),)
+
+
+def test_a_class_that_nothing_measures_is_named():
+    samples, digests = drawn(0, 60, 10_000)
+    labels = np.where(samples.splits == "test", 0, np.arange(60) % 2)
+    some = replace(samples, labels=labels)
+    assert unmeasured(some) == ["class b has no test images; nothing measures it."]
+    assert report_on(Path("x"), some, digests, []).notes == (
+        "class b has no test images; nothing measures it.",
+    )
+    neither = replace(some, classes=("a", "b", "c"), labels=np.where(samples.splits == "train", labels, 0))
+    assert unmeasured(neither) == [
+        "classes b, c have no validation images; nothing measures them there.",
+        "classes b, c have no test images; nothing measures them.",
+    ]
+    true = np.where(samples.splits == "test", np.arange(60) % 2, -1)  # it is measured on the true ones
+    assert not unmeasured(replace(some, true_labels=true))
+    assert not unmeasured(replace(some, splits=np.full(60, "train")))
+    assert not unmeasured(some.unlabelled())

@@ -110,3 +110,19 @@ def test_generate_then_check(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["images"] == 150
     assert not report["leak"]
+
+
+def test_a_class_without_test_images_is_said_before_anything_trains(data, capsys):
+    rows = [f"{p.relative_to(data)},{p.parent.name}" for p in sorted(data.rglob("*.png"))]
+    splits = ["train" if i % 3 else ("val", "test")[i % 2] for i in range(40)]
+    text = [
+        f"{row},{'train' if row.endswith('b') and split == 'test' else split}"
+        for row, split in zip(rows, splits, strict=True)
+    ]
+    (data / "t.csv").write_text("\n".join(["path,label,split", *text]))
+    said = "class b has no test images; nothing measures it."
+    assert run(["data", "check", str(data / "t.csv")]) == 0
+    assert said in capsys.readouterr().out
+    assert run(["train", str(data / "t.csv"), "--out", str(data / "run"), "--set", "backbone=resnet18-w16",
+                "--size", "16", "--epochs", "1", "--batch", "8", "--set", "threads=1"]) == 0  # fmt: skip
+    assert f"warning: {said}" in capsys.readouterr().err

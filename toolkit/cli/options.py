@@ -121,6 +121,7 @@ def open_data(
     """
     from noisyssl.cli.progress import counting, tell
     from noisyssl.distributed import rank
+    from noisyssl.pipelines.findings import unmeasured
     from noisyssl.pipelines.reopen import reopen_samples
     from noisyssl.pipelines.scan import open_samples
 
@@ -145,4 +146,7 @@ def open_data(
             )
     for note in samples.notes if rank() == 0 else ():
         tell(f"note: {note}")
+    if classify and run is None and labelled is not False:
+        for warning in unmeasured(samples) if rank() == 0 else ():
+            tell(f"warning: {warning}")
     return samples
