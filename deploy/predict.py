@@ -2,7 +2,9 @@
 
 import csv
 import os
-from collections import deque
+import posixpath
+import re
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -22,6 +24,8 @@ from noisyssl.images import BadImage, decode
 Item = tuple[str, Path | str]
 """A path as shown to the user, and the file, or a sentence why it is not opened."""
 OUTSIDE = "leads out of the folder of its CSV"
+MASKS = re.compile(r"(^|[ _-])masks?$", re.IGNORECASE)
+"""Folders that training leaves out where they lie beside a folder `images`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +38,15 @@ class Row:
     error: str | None = None
 
 
-def sources(inputs: Sequence[Path]) -> Iterator[Item]:
+def sources(inputs: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Item]:
     """Every image that `inputs` name: files as they are, folders walked by name, CSVs by their `path`.
 
-    A CSV's paths are relative to it and must stay in its folder. Inputs are looked at before the first
+    They are what training would take: links are followed, hidden names and masks beside `images` left out; a
+    CSV's paths are relative to it and name nothing outside its folder. Inputs are looked at before the first
     item comes out; memory holds the names of one folder at a time.
+
+    Args:
+        left_out: counts the masks that were left out, under "masks", while the items are taken.
 
     Raises:
         ConfigError: an input does not exist.
@@ -50,10 +58,11 @@ def sources(inputs: Sequence[Path]) -> Iterator[Item]:
                 f"{path} does not exist; give image files, folders or a CSV with a column 'path'."
             )
     parts = []
+    left_out = Counter() if left_out is None else left_out
     for path in inputs:
         part: Iterator[Item] = iter([(str(path), path)])
         if path.is_dir() or path.suffix.lower() == ".csv":
-            found = _folder(path) if path.is_dir() else _table(path)
+            found = _folder(path, left_out) if path.is_dir() else _table(path)
             if (first := next(found, None)) is None:
                 if path.is_dir():
                     endings = ", ".join(sorted(SUFFIXES))
@@ -114,33 +123,41 @@ def _view(file: Path | str, geometry: Geometry) -> np.ndarray | str:
         return str(error).removeprefix(f"{file}: ")
 
 
-def _folder(folder: Path, inner: bool = False) -> Iterator[Item]:
-    """Images below `folder`, by name; hidden ones and linked folders are passed over.
+def _folder(folder: Path, left_out: Counter[str], above: tuple[str, ...] = ()) -> Iterator[Item]:
+    """Images below `folder`, by name, as training finds them.
 
-    An inner folder that cannot be listed is an item that cannot be read: the rest is served.
+    An inner folder that cannot be listed, or that leads back by a link, is an item that cannot be read: the
+    rest is served.
     """
+    if (here := os.path.realpath(folder)) in above:
+        yield str(folder), "leads back, by a link, to a folder above it"
+        return
     try:
         with os.scandir(folder) as entries:
             names = sorted(
-                (entry.name, entry.is_dir(follow_symlinks=False))
+                # a link may name itself: its own is_dir would raise
+                (entry.name, os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir())
                 for entry in entries
-                if not entry.name.startswith(".")
+                if not entry.name.startswith(".") and entry.name != "__MACOSX"
             )
     except OSError as error:
-        if inner:
+        if above:
             yield str(folder), f"cannot be listed ({error.strerror})"
             return
         raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from None
+    beside_images = any(name.lower() == "images" for name, _ in names)
     for name, is_folder in names:
         path = folder / name
-        if is_folder:
-            yield from _folder(path, inner=True)
+        if is_folder and beside_images and MASKS.search(name):
+            left_out["masks"] += sum(1 for _ in _folder(path, left_out, (*above, here)))
         elif is_image_name(str(path)):
             yield str(path), path
+        elif is_folder:
+            yield from _folder(path, left_out, (*above, here))
 
 
 def _table(path: Path) -> Iterator[Item]:
-    root = os.path.realpath(path.parent)
+    root = os.path.abspath(path.parent)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -153,16 +170,21 @@ def _table(path: Path) -> Iterator[Item]:
             place = columns.index("path")
             for row in filter(None, reader):
                 name = row[place].strip() if place < len(row) else ""
-                yield name, path.parent / name if _inside(root, name) else OUTSIDE
+                clean = _inside(root, name)
+                yield name, OUTSIDE if clean is None else path.parent / clean
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no UTF-8 CSV ({error}); save it as one.") from None
 
 
-def _inside(root: str, name: str) -> bool:
-    """Whether `name`, links followed, is a file below `root`."""
+def _inside(root: str, name: str) -> str | None:
+    """`name` relative to the folder `root`, or None if it names something outside.
+
+    By name, as for training data: a link in the folder may lead anywhere, as whoever made the folder wanted.
+    """
     if not name or "\0" in name:
-        return False
-    return Path(os.path.realpath(os.path.join(root, name))).is_relative_to(root)
+        return None
+    clean = posixpath.relpath(posixpath.join(root, name), root)
+    return None if clean in (".", "..") or clean.startswith("../") else clean
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from noisyssl.deploy import predict as module
 from noisyssl.deploy.bundle import Geometry
 from noisyssl.deploy.predict import predict, sources
 from noisyssl.errors import ConfigError, DataError
+from noisyssl.pipelines.sources import read_source
+from noisyssl.pipelines.walk import images_below
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
 
@@ -105,9 +108,8 @@ def test_nothing_good_in_a_batch_asks_the_runtime_nothing(tmp_path):
 
 def test_a_csv_is_read_beside_itself_and_stays_there(folder):
     table = folder / "b" / "list.csv"
-    (folder / "b" / "out.png").symlink_to(folder / "a.png")
     table.write_bytes(
-        b"\xef\xbb\xbflabel,path\r\nx,a.png\r\nx,../a.png\r\nx,out.png\r\nx,\r\nx,/etc/hostname\r\nx,z.bmp\r\nx\r\n"
+        b"\xef\xbb\xbflabel,path\r\nx,a.png\r\nx,../a.png\r\nx,x/../../a.png\r\nx,\r\nx,/etc/hostname\r\nx,z.bmp\r\nx\r\n"
     )
     rows = list(predict(Runtime(), sources([table]), batch=3))
     outside = "leads out of the folder of its CSV"
@@ -134,6 +136,46 @@ def test_a_folder_that_cannot_be_listed_is_one_row_and_the_rest_is_served(folder
     refused.append(folder)
     with pytest.raises(DataError, match="cannot be listed"):
         sources([folder])
+
+
+def test_a_table_names_what_training_would_take(folder):
+    """The images of a table often lie elsewhere, behind a link beside it."""
+    (folder / "set").mkdir()
+    (folder / "set" / "im").symlink_to(folder / "b")
+    (folder / "set" / "one.png").symlink_to(folder / "a.png")
+    inside = ["im/a.png", "one.png", "./im//z.bmp", "x/../one.png", str(folder / "set" / "one.png")]
+    outside = ["../a.png", "im/../../a.png", "/etc/hostname", ".", "/"]
+    table = folder / "set" / "list.csv"
+    for name in [*inside, *outside]:
+        table.write_text(f"path\n{name}\n")
+        (row,) = predict(Runtime(), sources([table]))
+        assert row.error == (None if name in inside else "leads out of the folder of its CSV")
+        if name in inside:
+            assert len(read_source(table).paths) == 1
+        else:
+            with pytest.raises(DataError, match="path"):
+                read_source(table)
+
+
+def test_a_folder_is_walked_as_training_walks_it(folder):
+    elsewhere = folder / "elsewhere"
+    for name in ("linked/1.png", "Hand/images/2.png", "Hand/Masks/2.png", "Hand/lung masks/deep/2.png",
+                 "__MACOSX/3.png", ".trash/4.png", "masks/5.png", "6.png/inside.png"):  # fmt: skip
+        (elsewhere / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / "set" / name).write_bytes((folder / "a.png").read_bytes())
+    (elsewhere / "set" / "linked").rename(elsewhere / "away")
+    (elsewhere / "set" / "link").symlink_to(elsewhere / "away")
+    (elsewhere / "set" / "file.png").symlink_to(folder / "a.png")
+    (elsewhere / "set" / "self").symlink_to("self")
+    left_out, root = Counter(), elsewhere / "set"
+    found = [str(Path(path).relative_to(root)) for path, _ in sources([root], left_out)]
+    assert sorted(found) == sorted(images_below(str(root), "", Counter()))
+    assert found == ["6.png", "Hand/images/2.png", "file.png", "link/1.png", "masks/5.png"]
+    assert left_out == {"masks": 2}
+    (elsewhere / "away" / "back").symlink_to(root)
+    rows = {row.path: row.error for row in predict(Runtime(), sources([root]))}
+    assert rows.pop(str(root / "link" / "back")) == "leads back, by a link, to a folder above it"
+    assert len(rows) == len(found)
 
 
 def test_columns_are_named_as_in_training_data(folder):

@@ -79,6 +79,20 @@ def test_the_table_is_aligned_and_says_what_is_broken(bundle, images, capsys):
     assert err == "1 of 4 images could not be read; their rows say why.\n"
 
 
+def test_masks_that_training_leaves_out_are_left_out_and_said(bundle, images, capsys):
+    (images / "images").mkdir()
+    (images / "masks").mkdir()
+    for name in ("images", "masks"):
+        (images / name / "x.png").write_bytes((images / "0.png").read_bytes())
+    (images / "1b.jpg").unlink()
+    predict(bundle, [images])
+    out, err = capsys.readouterr()
+    assert "images/images/x.png" in out
+    assert "masks/x.png" not in out
+    assert err.startswith("note: 1 files in folders of masks beside a folder 'images' were left out")
+    assert err.count("\n") == 1
+
+
 def test_json_has_one_object_per_line(bundle, images, capsys):
     predict(bundle, [images], as_json=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -50,7 +51,8 @@ def predict(
         raise ConfigError("--json and --csv are both given; choose one.")
     if not 1 <= batch <= 4096:
         raise ConfigError(f"--batch is {batch}; it must lie in 1-4096.")
-    items = sources(images)
+    left_out: Counter[str] = Counter()
+    items = sources(images, left_out)
     served = failed = 0
     try:
         where = None if device == "auto" else device
@@ -66,6 +68,12 @@ def predict(
     except BrokenPipeError:  # `| head` has seen enough; caught here because Typer would exit with 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    if masks := left_out["masks"]:
+        typer.echo(
+            f"note: {masks:,} files in folders of masks beside a folder 'images' were left out, as in training;"
+            " name such a folder itself to label it.",
+            err=True,
+        )
     if failed:
         if not served:
             raise DataError(f"all {failed:,} images could not be read; their rows say why. Check the paths.")
