@@ -114,10 +114,17 @@ def test_csv_reads_back_and_holds_no_formula(bundle, images, capsys):
     assert sum(float(rows[0][f"p_{name}"]) for name in CLASSES) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@a", "\t=1"])
+@pytest.mark.parametrize("cell", ["=1+1", "+a", "-a", "@a", "\t=1", "-1+1", "'a"])
 def test_cells_that_a_spreadsheet_would_run_are_made_inert(cell):
     line = Csv(CLASSES).line(Row(path=cell, error="no"))
     assert next(csv.reader([line]))[0][0] in "'\\"
+
+
+@pytest.mark.parametrize("label", ["-1", "+1", "-0.5", "1e-3"])
+def test_numbers_stay_what_they_are(label):
+    """A set with the labels -1 and 1 is joined by them."""
+    row = Row(path="a.png", probabilities=np.array([0.9, 0.1], np.float32))
+    assert next(csv.reader([Csv((label, "1")).line(row)]))[1] == label
 
 
 def test_a_path_cannot_break_the_rows():

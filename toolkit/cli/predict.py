@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from noisyssl.errors import ConfigError, DataError
+from noisyssl.pipelines.tables import quote
 
 if TYPE_CHECKING:
     from noisyssl.deploy.predict import Row
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class Style(Protocol):
@@ -70,8 +69,8 @@ def predict(
         return
     if masks := left_out["masks"]:
         typer.echo(
-            f"note: {masks:,} files in folders of masks beside a folder 'images' were left out, as in training;"
-            " name such a folder itself to label it.",
+            f"note: {masks:,} files in folders of masks beside a folder 'images' were left out, as in "
+            "training; name such a folder itself to label it.",
             err=True,
         )
     if failed:
@@ -128,7 +127,7 @@ class Json:
 
 
 class Csv:
-    """path, label, probability[, sure], error, then one column `p_CLASS` per class."""
+    """path, label, probability[, sure], error, then a column `p_CLASS` per class; cells as by `tables.quote`."""
 
     def __init__(self, classes: Sequence[str], threshold: float | None = None) -> None:
         self.classes, self.threshold = classes, threshold
@@ -151,7 +150,7 @@ class Csv:
 
     def _row(self, cells: Sequence[str]) -> str:
         line = Line()
-        csv.writer(line, lineterminator="").writerow([inert(printable(cell)) for cell in cells])
+        csv.writer(line, lineterminator="").writerow([quote(printable(cell)) for cell in cells])
         return line.text
 
 
@@ -167,11 +166,6 @@ class Line:
 
     def write(self, text: str) -> None:
         self.text += text
-
-
-def inert(cell: str) -> str:
-    """`cell` with an apostrophe before what a spreadsheet would take for a formula."""
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def printable(text: str) -> str:
