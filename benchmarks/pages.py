@@ -59,6 +59,7 @@ def run_page(run: Path, data: Path | None = None) -> Page:
         _add_guess(page)
         return page
     _add_figures(page, metrics)
+    page["probabilities"] = "Probabilities are at temperature 1, those of a bundle at the fitted one."
     _add_noise(page, metrics)
     if page["classes"]:
         _add_predictions(page, run, data or Path(config.get("data", {}).get("path", "")))
@@ -83,6 +84,12 @@ def bundle_page(bundle: Path) -> Page:
     }
     _add_figures(
         page, {"classes": list(manifest.classes), "best": {"figures": manifest.figures} | manifest.checkpoint}
+    )
+    measured = manifest.figures.get("temperature", 1.0)
+    page["probabilities"] = f"Probabilities are at temperature {tables.cell(measured)}" + (
+        ", as the bundle serves them."
+        if measured == manifest.temperature()
+        else f"; the bundle serves {tables.cell(manifest.temperature())}: export it again for its figures."
     )
     page["parity"] = _flat(manifest.parity)
     for path in sorted((bundle / "engines").glob("*.json")):
@@ -129,6 +136,7 @@ def _empty(name: str, kind: str) -> Page:
         "config": "",
         "metrics": {},
         "guess": None,
+        "probabilities": "",
     }
     return (
         page

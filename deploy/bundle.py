@@ -83,7 +83,8 @@ class Manifest:
     training: dict[str, Any]
     """Method, objective, noise asked and realised, digest of the data."""
     figures: dict[str, Any]
-    """Test figures with intervals of exactly these weights."""
+    """Test figures with intervals of exactly these weights, their probabilities at `temperature`, which is
+    that of `answers`; without one, softmax alone."""
     parity: dict[str, Any]
     """What `parity.check` measured."""
     tools: dict[str, str]

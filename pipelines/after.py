@@ -59,8 +59,8 @@ class Logits:
                 return cls(**dict(kept))
         except FileNotFoundError:
             raise ConfigError(
-                f"{run} has no {FILE}, which trainings keep since version 0.2; train it again, or leave "
-                "--accuracy out."
+                f"{run} has no {FILE}, which trainings keep since version 0.2; copy the run again, whole, or "
+                "train it again."
             ) from None
         except (ValueError, OSError, TypeError, BadZipFile) as error:
             raise DataError(f"{run / FILE} is broken ({error}); copy the run again, whole.") from None
@@ -93,6 +93,27 @@ def fitted(
         "curve": _thinned(curve),
         "thresholds": {str(wanted): threshold(logits, which, temperature, wanted) for wanted in WANTED},
     }
+
+
+def served(
+    run: Path, which: str, temperature: float, groups: list[str], classes: list[str]
+) -> dict[str, Any]:
+    """Test figures of a run's weights with their probabilities at `temperature`, as a bundle serves them.
+
+    Args:
+        groups: of the test images that the run measured, in its order.
+
+    Raises:
+        ConfigError, DataError: as `Logits.read`.
+    """
+    logits = Logits.read(run)
+    _, test = logits.of(which)
+    if len(groups) != len(test):
+        raise DataError(
+            f"{run / FILE} is of {len(test)} test images, not {len(groups)}; copy the run again, whole."
+        )
+    found = figures(test / temperature, logits.test_labels, groups, classes)
+    return found.to_json() | {"temperature": temperature}
 
 
 def threshold(logits: Logits, which: str, temperature: float, wanted: float) -> dict[str, Any] | None:

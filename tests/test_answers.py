@@ -79,6 +79,37 @@ def test_predict_divides_by_the_temperature_and_says_what_is_sure(job, tissue, c
     assert coverage == pytest.approx(manifest.answers["test_coverage"], abs=0.03)
 
 
+def test_a_bundle_is_measured_as_it_is_served(job, tissue, tmp_path, capsys):
+    """Manifest, gate, evaluate and report say one thing, and the run's own figures another."""
+    manifest = bundle.read(job / "plain")
+    gate = manifest.precisions["fp32"]
+    assert manifest.temperature() != 1
+    measured = {}
+    for name in ("plain", "run"):
+        capsys.readouterr()
+        assert command("evaluate", job / name, tissue, "--json") == 0
+        measured[name] = json.loads(capsys.readouterr().out)
+    assert measured["plain"]["temperature"] == manifest.temperature()
+    for figure in ("calibration_error", "macro_auroc", "balanced_accuracy"):
+        for found in (manifest.figures, measured["plain"]):
+            assert found[figure]["value"] == pytest.approx(gate[figure], abs=2e-4), figure
+    best = json.loads((job / "run" / "metrics.json").read_text())["best"]["figures"]
+    assert measured["run"]["calibration_error"]["value"] == pytest.approx(best["calibration_error"]["value"])
+    assert abs(best["calibration_error"]["value"] - gate["calibration_error"]) > 1e-3
+    for figure in ("balanced_accuracy", "confusion", "accuracy"):
+        assert manifest.figures[figure] == best[figure]
+    assert command("evaluate", job / "plain", tissue) == 0
+    assert (
+        f"as the bundle serves them, at temperature {manifest.temperature():.3f}" in capsys.readouterr().out
+    )
+    assert command("evaluate", job / "run", tissue) == 0
+    assert "of the run, at temperature 1" in capsys.readouterr().out
+    assert command("report", job / "plain", "--out", tmp_path / "page.html") == 0
+    page = (tmp_path / "page.html").read_text()
+    assert f"{manifest.figures['calibration_error']['value']:.3f}" in page
+    assert ", as the bundle serves them." in page
+
+
 def test_table_and_csv_have_the_column_only_where_there_is_a_threshold(job, tissue, capsys):
     file = images(tissue)[0]
     capsys.readouterr()

@@ -132,7 +132,8 @@ def test_test_labels_are_the_clean_ones(job):
 def test_the_manifest_carries_the_figures_of_the_exported_weights(job, capsys):
     manifest = json.loads((job / "bundle" / "manifest.json").read_text())
     facts = metrics(job / "run")
-    assert manifest["figures"] == facts["best"]["figures"]
+    assert manifest["figures"]["confusion"] == facts["best"]["figures"]["confusion"]
+    assert manifest["figures"]["balanced_accuracy"] == facts["best"]["figures"]["balanced_accuracy"]
     assert manifest["checkpoint"]["epoch"] == facts["best"]["epoch"]
     assert manifest["training"]["noise"]["spec"] == "symmetric:0.4"
     assert manifest["training"]["pretraining"] == "simclr"
@@ -140,10 +141,12 @@ def test_the_manifest_carries_the_figures_of_the_exported_weights(job, capsys):
     assert list((job / "bundle" / "engines").glob("*.plan"))
     capsys.readouterr()
     data = Path(tomli(job / "run")["data"]["path"])
-    for model in ("run", "bundle"):
+    for model, own in (
+        ("run", facts["best"]["figures"] | {"temperature": 1.0}),
+        ("bundle", manifest["figures"]),
+    ):
         ok("evaluate", job / model, data, "--json")
-        measured = json.loads(capsys.readouterr().out)
-        assert_same(measured, facts["best"]["figures"])
+        assert_same(json.loads(capsys.readouterr().out), own)
 
 
 def assert_same(ours: object, theirs: object) -> None:
@@ -169,7 +172,7 @@ def tomli(folder: Path) -> dict:
 def test_last_weights_can_be_exported_with_their_own_figures(job, tmp_path):
     ok("export", job / "run", tmp_path / "bundle", "--checkpoint", "last", "--tensorrt", "none")
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    assert manifest["figures"] == metrics(job / "run")["final"]["figures"]
+    assert manifest["figures"]["confusion"] == metrics(job / "run")["final"]["figures"]["confusion"]
     assert manifest["checkpoint"] == {"which": "last", "epoch": 6}
     assert not (tmp_path / "bundle" / "engines").exists()
 

@@ -51,7 +51,8 @@ def evaluate(
 
     pick(dict.fromkeys(SPLITS), split, "--split")
     with ExitStack() as stack:
-        logits, classes, size, fit = _opened(model, checkpoint, runtime, precision, device, stack)
+        logits, classes, size, fit, served = _opened(model, checkpoint, runtime, precision, device, stack)
+        temperature = 1.0 if served is None else served
         samples = open_samples(data, labelled=True, evaluation=True, quarantine=bool(quarantine))
         rows = samples.where(split)
         for note in (*samples.notes, *_trained_on(model, samples, rows)):
@@ -60,12 +61,18 @@ def evaluate(
             raise DataError(f"{data} has no {split} samples; choose another --split.")
         labels = _in_terms_of(classes, samples, truth_of(samples)[rows])
         images = stack.enter_context(evaluation_images(samples, rows, size, fit, threads_of(0)))
-        measured = figures(logits(images), labels, [samples.groups[i] for i in rows], classes).to_json()
+        groups = [samples.groups[i] for i in rows]
+        measured = figures(logits(images) / temperature, labels, groups, classes).to_json()
     if as_json:
-        typer.echo(json.dumps(measured))
+        typer.echo(json.dumps(measured | {"temperature": temperature}))
         return
-    groups = f"{measured['groups']} groups" if measured["groups"] > 1 else "1 group: too few for intervals"
-    typer.echo(f"{model} on {data}, split {split}: {measured['n']} images, {groups} [95 % interval]")
+    many = f"{measured['groups']} groups" if measured["groups"] > 1 else "1 group: too few for intervals"
+    typer.echo(f"{model} on {data}, split {split}: {measured['n']} images, {many} [95 % interval]")
+    typer.echo(
+        "probabilities of the run, at temperature 1; a bundle's are at the fitted one"
+        if served is None
+        else f"probabilities as the bundle serves them, at temperature {temperature:.3f}"
+    )
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "macro_auroc", "calibration_error"):
         typer.echo(f"{name.replace('_', ' '):<20} {interval(measured[name])}")
     width = max(len(printable(name)) for name in (*classes, "class"))
@@ -78,15 +85,16 @@ def evaluate(
 
 def _opened(
     model: Path, checkpoint: str, runtime: str, precision: str, device: str | None, stack: ExitStack
-) -> tuple[Logits, tuple[str, ...], int, str]:
-    """(images -> logits, classes, size, fit) of a run or bundle."""
+) -> tuple[Logits, tuple[str, ...], int, str, float | None]:
+    """(images -> logits, classes, size, fit, temperature) of a bundle, or of a run, which has none."""
     if (model / "manifest.json").exists():
         from noisyssl.deploy.bundle import read
         from noisyssl.deploy.runtime import open_runtime
 
         manifest = read(model)
         opened = stack.enter_context(open_runtime(model, runtime, device, precision=precision))
-        return _batched(opened.logits), manifest.classes, manifest.geometry.size, manifest.geometry.fit
+        geometry = manifest.geometry
+        return _batched(opened.logits), manifest.classes, geometry.size, geometry.fit, manifest.temperature()
     if not model.exists():
         raise ConfigError(f"{model} does not exist; give a run of `noisyssl train` or a bundle.")
     from noisyssl.classifier import build_classifier
@@ -106,7 +114,7 @@ def _opened(
     network = build_classifier(config.backbone, config.stem, len(classes))
     network.load_state_dict(weights)
     network.to(where)
-    return lambda images: logits_of(network, images, where), classes, config.data.size, config.data.fit
+    return lambda images: logits_of(network, images, where), classes, config.data.size, config.data.fit, None
 
 
 def _trained_on(model: Path, samples: "Samples", rows: "np.ndarray") -> list[str]:

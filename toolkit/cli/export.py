@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from noisyssl.config import ExportConfig
     from noisyssl.deploy.bundle import Manifest
+    from noisyssl.pipelines.samples import Samples
 
 
 def export(
@@ -165,7 +166,7 @@ def write_bundle(
             precisions=chosen.precision,
             gates=Gates(**{f.name: getattr(chosen, f.name) for f in fields(Gates)}),
             reduced=int8_saturates() if chosen.int8_range == "auto" else chosen.int8_range == "reduced",
-            figures=metrics[which]["figures"],
+            figures=_figures(run_folder, metrics, which, answers, samples),
             answers=answers,
             training={
                 "objective": config.train.objective,
@@ -207,6 +208,19 @@ def _answers(run: Path, metrics: dict[str, Any], which: str, accuracy: float) ->
             )
         found |= sure
     return found
+
+
+def _figures(
+    run: Path, metrics: dict[str, Any], which: str, answers: dict[str, Any], samples: "Samples"
+) -> dict[str, Any]:
+    """The test figures of the weights, at the temperature that the bundle serves."""
+    from noisyssl.pipelines.after import served
+
+    if not answers:
+        return metrics[which]["figures"]
+    measured = [i for i in samples.where("test").tolist() if samples.paths[i] not in metrics["dropped"]]
+    groups = [samples.groups[i] for i in measured]
+    return served(run, which, answers["temperature"], groups, metrics["classes"])
 
 
 def _batches(images: "np.ndarray", rows: "np.ndarray") -> "Iterator[np.ndarray]":

@@ -127,7 +127,7 @@ class Json:
 
 
 class Csv:
-    """path, label, probability[, sure], error, then a column `p_CLASS` per class; cells as by `tables.quote`."""
+    """path, label, probability[, sure], error, then a column `p_CLASS` per class; cells by `tables.quote`."""
 
     def __init__(self, classes: Sequence[str], threshold: float | None = None) -> None:
         self.classes, self.threshold = classes, threshold
