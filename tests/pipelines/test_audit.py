@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -238,6 +240,28 @@ def test_classes_whose_names_a_spreadsheet_would_run_stay_as_they_are(data, tmp_
         ]
         assert moved == ["-ve"]
         out.unlink()
+
+
+def test_the_next_step_works_whatever_the_data_are(data, tmp_path, capsys):
+    root, _ = data
+    packed, table = tmp_path / "my pack", tmp_path / "set" / "NEW.csv"
+    shutil.copytree(root / "set", tmp_path / "set")
+    assert not cli(["data", "pack", str(tmp_path / "set"), str(packed), "--size", "24"])
+    array = open_samples(packed)
+    np.savez(tmp_path / "a.npz", train_images=array.array, train_labels=array.labels[:, None])
+    said = {}
+    for source in (tmp_path / "set", packed, tmp_path / "a.npz"):
+        out = tmp_path / f"{source.name} audit"
+        capsys.readouterr()
+        assert not cli(
+            ["audit", str(source), "--features", str(root / "pre"), "--out", str(out), "--shown", "1"]
+        )
+        said[source] = capsys.readouterr().out.splitlines()[-1]
+    assert "Next" not in said.pop(tmp_path / "a.npz")
+    for line in said.values():
+        words = shlex.split(line.partition(",")[0])[2:]
+        assert not cli([{"SOURCE": str(tmp_path / "set"), "NEW.csv": str(table)}.get(w, w) for w in words])
+        table.unlink()
 
 
 def test_fewer_images_of_each_class_than_folds():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,7 +72,17 @@ def audit(
         shares = ", ".join(f"{other} {share:.2f}" for other, share in zip(samples.classes, row, strict=True))
         typer.echo(f"  truly {name}: labelled {shares}")
     typer.echo(f"{out / 'index.html'} shows the most suspicious; {out / 'audit.csv'} lists all of them.")
-    typer.echo(f"Next: noisyssl data apply {data} {out / 'audit.csv'} --out NEW.csv")
+    typer.echo(next_step(data, out / "audit.csv", samples))
+
+
+def next_step(data: Path, table: Path, samples: "Samples") -> str:
+    """How the decisions get into the data: a CSV names files, which packed images and arrays are not."""
+    if samples.array is None:
+        return f"Next: noisyssl data apply {quote(str(data))} {quote(str(table))} --out NEW.csv"
+    if data.is_dir():
+        command = f"noisyssl data apply SOURCE {quote(str(table))} --out NEW.csv"
+        return f"Next: {command}, where SOURCE is what {data} was packed from; then pack NEW.csv."
+    return f"Labels of an .npz cannot be changed here; change them where {data} was made, by {table}."
 
 
 def apply(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def summary(out: Path, manifest: "Manifest") -> list[str]:
 
         why = "none was asked for" if flavours() else "run `pip install 'noisyssl[rtx]'` and export again"
         lines.append(f"  no TensorRT engine: {why}")
-    lines.append(f"Next: noisyssl predict {out} IMAGES")
+    lines.append(f"Next: noisyssl predict {quote(str(out))} IMAGES")
     return lines
 
 

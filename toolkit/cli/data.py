@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -242,7 +243,7 @@ def generate(
         generate(out, count=count, size=size, seed=seed, difficulty=difficulty, progress=progress)
     manifest = out / "manifest.csv"
     typer.echo(f"{count:,} images painted; {manifest} has their labels and splits.")
-    typer.echo(f"Next: noisyssl build {manifest} OUT --recipe small")
+    typer.echo(f"Next: noisyssl build {quote(str(manifest))} OUT --recipe small")
 
 
 app.command()(apply)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -113,4 +114,6 @@ def _tell(made: "Repository", left_out: list[str], as_json: bool) -> None:
         )
     for line in left_out:
         typer.echo(f"  {line}")
-    typer.echo(f"Next: noisyssl serve {made.folder}   (or its launch.sh, with the official container)")
+    typer.echo(
+        f"Next: noisyssl serve {quote(str(made.folder))}   (or its launch.sh, with the official container)"
+    )
