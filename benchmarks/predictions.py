@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from noisyssl.benchmarks import plots
-from noisyssl.errors import DataError, MachineError
+from noisyssl.errors import ConfigError, DataError, MachineError
 from noisyssl.images import BadImage, decode, read
 from noisyssl.pipelines.decoding import pixel_digest
 from noisyssl.pipelines.sources import read_source
@@ -106,6 +106,8 @@ def pictures(samples: Path, data: Path) -> Callable[[int], tuple[str, str] | Non
         ConfigError: `data` does not exist.
         DataError: `samples.csv` or the source is broken.
     """
+    if not data.exists():
+        raise ConfigError(f"{data} does not exist; say where it is now with --data DATA.")
     paths, digests = read_own_table(samples, ["path", "digest"]).values()
     listing = read_source(data)
     rows = {path: row for row, path in enumerate(listing.paths)}

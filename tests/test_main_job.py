@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -498,6 +499,78 @@ def test_a_build_is_not_resumed_with_other_settings(tissue, tmp_path, capsys):
     assert code == 2
     assert "train.noise: none -> symmetric:0.4" in line
     ok("build", tissue, tmp_path / "b", *small, "--resume")
+
+
+def test_a_build_is_resumed_with_the_settings_of_its_start(tissue, tmp_path, capsys, monkeypatch):
+    def killed(*arguments, **more):
+        raise KeyboardInterrupt
+
+    data, out = tmp_path / "data", tmp_path / "my build"
+    shutil.copytree(tissue.parent, data)
+    command = ["build", data / "manifest.csv", out, *SMALL, "--noise", "symmetric:0.4", "--compare",
+               "--set", "pretrain.epochs=1", "--set", "train.epochs=1", "--set", "export.tensorrt="
+               ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("noisyssl.pipelines.train.train", killed)
+        assert run([str(word) for word in command]) == 130
+    code, line = fails(capsys, "build", out, "--resume", "--size", 64)
+    assert code == 2
+    assert "data.size: 32 -> 64. Leave them out" in line
+    data.rename(tmp_path / "moved")
+    code, line = fails(capsys, "build", out, "--resume")
+    assert code == 2
+    assert (
+        f"manifest.csv, the data, does not exist any more; say where it is now: noisyssl build DATA '{out}'"
+        in line
+    )
+    ok("build", tmp_path / "moved" / "manifest.csv", out, "--resume")
+    for name in ("train", "train-random"):
+        assert metrics(out / name)["noise"]["spec"] == "symmetric:0.4"
+    assert not list((out / "bundle").rglob("*.plan"))
+    ok("build", out, "--resume")
+    code, line = fails(capsys, "build", tmp_path / "nothing", "--resume")
+    assert code == 2
+    assert "start it with DATA" in line
+    for words in (["build"], ["build", out]):
+        assert "build needs DATA and OUT" in fails(capsys, *words)[1]
+
+
+def test_where_data_went_is_asked_for_in_the_words_of_the_command(job, tissue, tmp_path, capsys):
+    for name in ("pre", "run"):
+        shutil.copytree(job / name, tmp_path / "a b" / name)
+        config = tmp_path / "a b" / name / "config.toml"
+        config.write_text(config.read_text().replace(str(tissue), "/gone/t.csv"))
+    pre, trained = tmp_path / "a b" / "pre", tmp_path / "a b" / "run"
+    code, line = fails(capsys, "export", trained, tmp_path / "bundle")
+    assert code == 2
+    assert line.endswith(
+        "/gone/t.csv, the data, does not exist any more; say where it is now with --data DATA."
+    )
+    for command, folder in (("pretrain", pre), ("train", trained)):
+        code, line = fails(capsys, command, "--out", folder, "--resume")
+        assert code == 2
+        assert line.endswith(f"say where it is now: noisyssl {command} DATA --out '{folder}' --resume.")
+        ok(command, tissue, "--out", folder, "--resume")
+        config = folder / "config.toml"
+        config.write_text(config.read_text().replace(str(tissue), "/gone/t.csv"))
+        ok("report", folder)
+        assert "say where it is now with --data DATA" in (folder / "report.html").read_text()
+
+
+def test_the_next_command_can_be_pasted(job, tissue, tmp_path, capsys):
+    shutil.copytree(job / "run", tmp_path / "a b" / "run")
+    shutil.copytree(job / "pre", tmp_path / "a b" / "pre")
+    capsys.readouterr()
+    ok("export", tmp_path / "a b" / "run", tmp_path / "a b" / "bundle", "--tensorrt", "none")
+    ok("train", "--out", tmp_path / "a b" / "run", "--resume")
+    ok("pretrain", "--out", tmp_path / "a b" / "pre", "--resume")
+    found = [shlex.split(one) for one in capsys.readouterr().out.splitlines() if one.startswith("Next: ")]
+    folder = tmp_path / "a b"
+    assert [line[2:] for line in found] == [
+        ["predict", str(folder / "bundle"), "IMAGES"],
+        ["export", str(folder / "run"), "BUNDLE"],
+        ["train", "DATA", "--init", str(folder / "pre"), "--out", "RUN"],
+    ]
 
 
 def test_a_grey_npz_trains_and_a_last_batch_of_one_image_does_not_stop_it(tmp_path):

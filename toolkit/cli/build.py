@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from noisyssl.cli.options import (
     batch_of,
     open_data,
     resolve,
+    settings,
 )
 from noisyssl.cli.progress import tell
 from noisyssl.errors import ConfigError
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
 
 
 def build(
-    data: Annotated[Path, typer.Argument(help="Class folders, CSV, npz or packed folder, with labels.")],
-    out: Annotated[Path, typer.Argument(help="Folder to create; --resume goes on with it.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Class folders, CSV, npz or packed folder, with labels; --resume knows it."),
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(help="Folder to create; with --resume it is enough.")] = None,
     noise: Noise = None,
     compare: Annotated[
         bool,
@@ -51,12 +56,22 @@ def build(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed build stopped.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain, fine-tune on the given labels, export with proof, write the report: the main job."""
-    config = resolve(
+    """Pretrain, fine-tune on the given labels, export with proof, write the report: the main job.
+
+    `build OUT --resume` goes on with the settings of the first start.
+    """
+    if resume and out is None:
+        data, out = None, data
+    if out is None or (data is None and not resume):
+        raise ConfigError(
+            "build needs DATA and OUT; `noisyssl build OUT --resume` goes on with a killed one."
+        )
+    config = settings_of(
+        out,
         recipe,
         set_,
         {
-            "data.path": str(data.absolute()),
+            "data.path": None if data is None else str(data.absolute()),
             "data.size": size,
             "data.modality": modality,
             "data.quarantine": quarantine,
@@ -67,6 +82,7 @@ def build(
             "seed": seed,
             "device": device,
         },
+        resume,
     )
     result = main_job(config, out, compare=compare, resume=resume)
     typer.echo(json.dumps(result)) if as_json else _tell(result)
@@ -87,8 +103,10 @@ def demo(
     began = time.monotonic()
     if out.exists() and not resume:
         raise ConfigError(f"{out} already exists; give another folder, or --resume to go on with it.")
-    config = resolve(recipe, set_, {"data.path": str((out / "images" / "manifest.csv").absolute())})
     is_fresh = not (out / "pretrain").exists()
+    own = recipe if is_fresh or recipe != "demo" else None  # what is resumed may have had another
+    flags = {"data.path": str((out / "images" / "manifest.csv").absolute())}
+    config = settings_of(out, own, set_, flags, resume)
     if not (out / "images").exists():
         tell(f"painting {count} images of {config.data.size} pixels ...")
         generate(out / "images", count=count, size=config.data.size, seed=config.seed)
@@ -97,12 +115,31 @@ def demo(
     typer.echo(json.dumps(result)) if as_json else _tell(result)
 
 
+def settings_of(
+    out: Path, recipe: str | None, set_: list[str] | None, flags: dict[str, Any], resume: bool
+) -> "Config":
+    """The configuration; of a build that is resumed its own, which anything given must agree with.
+
+    Raises:
+        ConfigError: there is nothing to resume and no data to start with.
+    """
+    if resume and (out / "pretrain").exists():
+        return settings(out / "pretrain", "pretrain", recipe, set_, flags, resume=True)
+    if flags["data.path"] is None:
+        raise ConfigError(
+            f"{out} holds no build that began to pretrain; start it with DATA and its options: "
+            f"noisyssl build DATA {quote(str(out))} --resume."
+        )
+    return resolve(recipe, set_, flags)
+
+
 def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dict[str, Any]:
     """Everything from images to report below `out`; finished parts are kept when resuming."""
     from noisyssl.benchmarks.records import commit
     from noisyssl.benchmarks.report import write_report
     from noisyssl.cli.export import must_be_buildable, write_bundle
     from noisyssl.cli.training import run_stage
+    from noisyssl.disk import write_whole
     from noisyssl.pipelines import pretrain, train
     from noisyssl.pipelines.reopen import in_splits_of
     from noisyssl.pipelines.run import Run
@@ -114,12 +151,15 @@ def main_job(config: "Config", out: Path, *, compare: bool, resume: bool) -> dic
         stage.must_make_sense(config)
     must_be_buildable(config.export)
     start, tuned, random = out / "pretrain", out / "train", out / "train-random"
-    samples = open_data(config)
+    samples = open_data(config, moved=f"say where it is now: noisyssl build DATA {quote(str(out))} --resume")
     if start.exists():
         samples = in_splits_of(Run.open(start, "pretrain"), samples)
     for stage in (pretrain, train):
         stage.must_be_possible(config, samples)
     out.mkdir(parents=True, exist_ok=True)
+    kept = out / "build.json"  # what no stage's own settings say
+    compare = compare or (kept.exists() and json.loads(kept.read_text())["compare"])
+    write_whole(kept, json.dumps({"compare": compare}) + "\n")
     is_fresh = not start.exists()
     run_stage("pretrain", config, start, resume=start.exists(), samples=samples)
     with_init = replace(config, train=replace(config.train, init=str(start.absolute())))

@@ -137,7 +137,8 @@ def write_bundle(
         path=str(data.absolute()) if data else config.data.path,
         quarantine=config.data.quarantine if quarantine is None else quarantine,
     )
-    samples = open_data(replace(config, data=place), run=run)
+    moved = "say where it is now with --data DATA"
+    samples = open_data(replace(config, data=place), run=run, moved=moved)
     dropped: dict[int, str] | None = {} if place.quarantine else None
     test = samples.where("test")
     lower = set(chosen.precision) - {"fp32"}

@@ -112,12 +112,16 @@ def architecture_of(init: Path) -> dict[str, Any]:
 
 
 def open_data(
-    config: "Config", labelled: bool | None = None, classify: bool = True, run: "Run | None" = None
+    config: "Config",
+    labelled: bool | None = None,
+    classify: bool = True,
+    run: "Run | None" = None,
+    moved: str = "",
 ) -> "Samples":
     """The samples that `config.data` names, scanned once; what was decided by itself goes to stderr.
 
     `labelled` and `classify` as in `open_samples`. Of a `run` that exists its own rows, whatever became of
-    their files since.
+    their files since. `moved` is what to do if the data that earlier settings name is not there any more.
     """
     from noisyssl.cli.progress import counting, tell
     from noisyssl.distributed import rank
@@ -128,6 +132,8 @@ def open_data(
     data, threads = config.data, config.threads
     if not data.path:
         raise ConfigError("no data given; name class folders, a CSV, an npz or a packed folder.")
+    if moved and not Path(data.path).exists():
+        raise ConfigError(f"{data.path}, the data, does not exist any more; {moved}.")
     with counting("checking images") as progress:
         if run is not None:
             samples = reopen_samples(

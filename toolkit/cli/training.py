@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,7 +103,7 @@ def pretrain(
             shown = "-" if loss is None else f"{loss:.4f}"
             done = f"{metrics['method']}, {metrics['epochs']} epochs, loss {shown}"
             typer.echo(f"{out}: {done}, {metrics['seconds']:.0f} s")
-            typer.echo(f"Next: noisyssl train DATA --init {out} --out RUN")
+            typer.echo(f"Next: noisyssl train DATA --init {quote(str(out))} --out RUN")
 
 
 def train(
@@ -181,7 +182,7 @@ def train(
     else:
         for line in summary(metrics):
             typer.echo(line)
-        typer.echo(f"Next: noisyssl export {out} BUNDLE")
+        typer.echo(f"Next: noisyssl export {quote(str(out))} BUNDLE")
 
 
 def run_stage(
@@ -203,7 +204,8 @@ def run_stage(
         run = Run.open(out, stage)
         run.must_match(config)
         with launch.first_here():
-            samples = open_data(config, run=run)
+            again = f"noisyssl {stage} DATA --out {quote(str(out))} --resume"
+            samples = open_data(config, run=run, moved=f"say where it is now: {again}")
         with run.alone():  # a training that goes on elsewhere keeps its settings
             run.adopt(config)
         config = run.settled(config)
