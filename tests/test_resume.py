@@ -139,7 +139,9 @@ def test_files_of_every_split_that_break_while_a_run_is_stopped(table, tmp_path,
     assert command("export", out, tmp_path / "bundle", "--tensorrt", "none") == 0
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["parity"]["n"] == tests - 1
-    assert manifest["figures"] == metrics(out)["best"]["figures"]
+    trained, served = metrics(out)["best"]["figures"], manifest["figures"]
+    for name in ("n", "groups", "accuracy", "balanced_accuracy"):  # the others hang on the temperature
+        assert served[name] == trained[name], name
 
 
 def test_a_file_that_breaks_after_the_last_epoch_is_dropped_with_quarantine_only(

@@ -88,7 +88,7 @@ def test_images_of_several_sizes_anywhere_in_memory():
     assert (difference > 0).float().mean() < FEW
 
 
-@pytest.mark.parametrize("size", [8, 16, 21, 24, 32, 33, 72])
+@pytest.mark.parametrize("size", [8, 21, 24, 33, 64])
 def test_jpeg_is_the_reference_where_it_was_drawn(size):
     """White noise at every quality; odd sizes and sizes that end within a block or a pair of blocks."""
     view, every = View(size=size, jpeg=0.7, quality=(5, 100)), np.arange(12)

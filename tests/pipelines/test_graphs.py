@@ -157,7 +157,7 @@ def noted(monkeypatch):
     return shapes
 
 
-@pytest.mark.parametrize("name", ["moco2", "dino", "elr", "sop", "ce"])
+@pytest.mark.parametrize("name", ["moco2", "dino", "sop"])
 def test_code_is_compiled_once_for_all_batches_of_a_step(name, fresh, monkeypatch):
     """A list that grew within the compiled code would be a new case with each batch."""
     shapes, state = noted(monkeypatch), begun(name)
