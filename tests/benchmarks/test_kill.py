@@ -12,6 +12,7 @@ def assert_all_resumed(figures: dict, kills: int, inside: int) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_killed_runs_resume_to_the_same_bits(tmp_path):
     assert_all_resumed(measure(tmp_path, kills=2, inside=1)["figures"], 2, 1)
 
