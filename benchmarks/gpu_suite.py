@@ -1,4 +1,4 @@
-"""Everything that needs an NVIDIA GPU, in one go: `noisyssl bench gpu`, under eight minutes on a fast card.
+"""Everything that needs an NVIDIA GPU, in one go: `noisyssl bench gpu`, about eight minutes on an H100.
 
 A part that fails does not stop the others: its error is kept and raised at the end.
 """

@@ -3,7 +3,6 @@
 import csv
 import os
 import posixpath
-import re
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,15 +16,13 @@ import numpy as np
 from noisyssl.deploy.bundle import Geometry
 from noisyssl.deploy.runtime import Runtime
 from noisyssl.errors import ConfigError, DataError
-from noisyssl.formats import SUFFIXES, is_image_name
+from noisyssl.formats import MASKS, SUFFIXES, is_image_name
 from noisyssl.geometry import evaluation_view
 from noisyssl.images import BadImage, decode
 
 Item = tuple[str, Path | str]
 """A path as shown to the user, and the file, or a sentence why it is not opened."""
 OUTSIDE = "leads out of the folder of its CSV"
-MASKS = re.compile(r"(^|[ _-])masks?$", re.IGNORECASE)
-"""Folders that training leaves out where they lie beside a folder `images`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,8 +133,8 @@ def _doubt(folder: Path, parts: list[list[str]]) -> str:
         return ""
     return (
         f"{folder}: the folders {some(tops)} look like splits or folds, since all of them hold the same "
-        f"folders {some(inner)}, which look like classes; name them train, val and test, or write a CSV with "
-        "path, label and group."
+        f"folders {some(inner)}, which look like classes; name them train, val and test, or, if they are the "
+        "classes, write a CSV with path, label and group."
     )
 
 

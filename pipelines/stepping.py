@@ -107,7 +107,7 @@ def take_apart(state: State, group: list[Batch], stage: Stage, error: Exception)
 
 
 def halved(parts: int) -> str:
-    """What that means, for the log."""
+    """That batches are taken in parts from here on, in words for the log."""
     return (
         f"the GPU's memory is full: each batch is taken in {parts} parts from here on, "
         "and BatchNorm sees one part at a time; the step stays that of the whole batch"

@@ -1,15 +1,11 @@
 """Every image file below a folder, and what lies beside them."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 
 from noisyssl.errors import DataError
-from noisyssl.formats import SUFFIXES, is_image_name
-
-MASKS = re.compile(r"(^|[ _-])masks?$", re.IGNORECASE)
-"""Folders of segmentations that lie beside a folder `images`."""
+from noisyssl.formats import MASKS, SUFFIXES, is_image_name
 
 
 def images_below(

@@ -4,6 +4,7 @@ follow each other, and whether NVIDIA DALI would give the same pixels as Pillow.
 
 import codecs
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -29,6 +30,8 @@ SUFFIXES: frozenset[str] = frozenset(
     }
 )
 """Lower-case endings that a folder scan takes for an image; what is inside decides."""
+MASKS = re.compile(r"(^|[ _-])masks?$", re.IGNORECASE)
+"""Names of folders of segmentations, which are no images where they lie beside a folder `images`."""
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (128, b"DICM", "DICOM"),  # first: its preamble may be the header of a TIFF
     (0, b"\xff\xd8\xff", "JPEG"),
