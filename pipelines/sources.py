@@ -158,7 +158,8 @@ def read_csv(path: Path) -> Listing:
     columns, merged = _merged(path, columns)
     notes = [f"{merged:,} repeated rows of {path.name} were merged."] if merged else []
     if ignored := sorted(set(header_of(path)) - set(KNOWN)):
-        meant = near_miss("label", ignored) if "label" not in columns else ""
+        free = [name for name in KNOWN if name not in columns]
+        meant = next(filter(None, (near_miss(name, free) for name in ignored)), "")
         notes.append(f"Columns not read: {', '.join(ignored)} (known are {', '.join(KNOWN)}).{meant}")
     groups, true = columns.get("group"), columns.get("true_label")
     return Listing(

@@ -327,7 +327,7 @@ def test_a_label_column_with_a_typo_is_named(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("path,lable\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(4)))
     config: Config = load(flags={"data.path": str(table)})
-    with pytest.raises(DataError, match=r"has no labels.*Columns not read: lable.*Did you mean 'lable'"):
+    with pytest.raises(DataError, match=r"has no labels.*Columns not read: lable.*Did you mean 'label'"):
         must_be_possible(config, open_samples(table))
     np.savez(tmp_path / "t.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_label=np.arange(4))
     with pytest.raises(DataError, match=r"has no labels.*Keys not read: train_label \(known are"):
